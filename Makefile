@@ -1,0 +1,28 @@
+# Every target bootstraps its own .venv from the hash-pinned requirement files.
+PYTHON ?= python3
+BIN := .venv/bin
+BUF := $(BIN)/buf
+
+.DEFAULT_GOAL := help
+.PHONY: help run test check soak generate lock clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z.]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.venv: .venv/installed ## Create the virtual environment (PYTHON=python3.12 chooses another interpreter)
+
+.venv/installed: requirements/dev.txt pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements/dev.txt
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+generate: .venv ## Regenerate the stubs in generated/ from protos/
+	$(BIN)/python protos/generate.py
+
+lock: .venv ## Re-resolve the pinned requirement files from pyproject.toml
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
+		--extra server --extra embedded --extra demo --group dev pyproject.toml --output-file requirements/dev.txt
+
+clean: ## Remove everything that the targets above created
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache dist
