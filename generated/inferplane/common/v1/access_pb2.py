@@ -25,23 +25,21 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import descriptor_pb2 as google_dot_protobuf_dot_descriptor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!inferplane/common/v1/access.proto\x12\x14inferplane.common.v1\x1a google/protobuf/descriptor.proto\"\xd8\x01\n\nAccessRule\x12\x10\n\x06public\x18\x01 \x01(\x08H\x00\x12\x17\n\rauthenticated\x18\x02 \x01(\x08H\x00\x12=\n\x08workload\x18\x03 \x01(\x0b\x32).inferplane.common.v1.AccessRule.WorkloadH\x00\x12:\n\npermission\x18\x04 \x01(\x0b\x32$.inferplane.common.v1.PermissionRuleH\x00\x1a\x1c\n\x08Workload\x12\x10\n\x08services\x18\x01 \x03(\tB\x06\n\x04rule\"\xd2\x02\n\x0ePermissionRule\x12\x34\n\npermission\x18\x01 \x01(\x0e\x32 .inferplane.common.v1.Permission\x12=\n\x06\x66ields\x18\x02 \x01(\x0b\x32+.inferplane.common.v1.PermissionRule.FieldsH\x00\x12\x12\n\x08\x66iltered\x18\x03 \x01(\x08H\x00\x12\x41\n\x08resolver\x18\x04 \x01(\x0b\x32-.inferplane.common.v1.PermissionRule.ResolverH\x00\x12\x16\n\x0cinstallation\x18\x05 \x01(\x08H\x00\x12\x11\n\tworkloads\x18\x06 \x03(\t\x1a\x17\n\x06\x46ields\x12\r\n\x05paths\x18\x01 \x03(\t\x1a&\n\x08Resolver\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\tB\x08\n\x06target*\xf7\x02\n\nPermission\x12\x1a\n\x16PERMISSION_UNSPECIFIED\x10\x00\x12\x1a\n\x16PERMISSION_MODELS_READ\x10\x01\x12\x1e\n\x1aPERMISSION_MODELS_DOWNLOAD\x10\x02\x12\x1b\n\x17PERMISSION_MODELS_WRITE\x10\x03\x12\x1c\n\x18PERMISSION_ALIASES_WRITE\x10\x04\x12\x1f\n\x1bPERMISSION_DEPLOYMENTS_READ\x10\x05\x12 \n\x1cPERMISSION_DEPLOYMENTS_WRITE\x10\x06\x12\x16\n\x12PERMISSION_PREDICT\x10\x07\x12\x1d\n\x19PERMISSION_FEEDBACK_WRITE\x10\x08\x12\x1b\n\x17PERMISSION_REPORTS_READ\x10\t\x12\x1e\n\x1aPERMISSION_IDENTITIES_READ\x10\n\x12\x1f\n\x1bPERMISSION_IDENTITIES_WRITE\x10\x0b:R\n\x06\x61\x63\x63\x65ss\x12\x1e.google.protobuf.MethodOptions\x18\xb8\x8e\x03 \x01(\x0b\x32 .inferplane.common.v1.AccessRuleb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!inferplane/common/v1/access.proto\x12\x14inferplane.common.v1\x1a google/protobuf/descriptor.proto\"\xd8\x01\n\nAccessRule\x12\x10\n\x06public\x18\x01 \x01(\x08H\x00\x12\x17\n\rauthenticated\x18\x02 \x01(\x08H\x00\x12=\n\x08workload\x18\x03 \x01(\x0b\x32).inferplane.common.v1.AccessRule.WorkloadH\x00\x12:\n\npermission\x18\x04 \x01(\x0b\x32$.inferplane.common.v1.PermissionRuleH\x00\x1a\x1c\n\x08Workload\x12\x10\n\x08services\x18\x01 \x03(\tB\x06\n\x04rule\"\xe7\x01\n\x0ePermissionRule\x12\x34\n\npermission\x18\x01 \x01(\x0e\x32 .inferplane.common.v1.Permission\x12=\n\x06\x66ields\x18\x02 \x01(\x0b\x32+.inferplane.common.v1.PermissionRule.FieldsH\x00\x12\x12\n\x08\x66iltered\x18\x03 \x01(\x08H\x00\x12\x16\n\x0cinstallation\x18\x04 \x01(\x08H\x00\x12\x11\n\tworkloads\x18\x05 \x03(\t\x1a\x17\n\x06\x46ields\x12\r\n\x05paths\x18\x01 \x03(\tB\x08\n\x06target*\xf7\x02\n\nPermission\x12\x1a\n\x16PERMISSION_UNSPECIFIED\x10\x00\x12\x1a\n\x16PERMISSION_MODELS_READ\x10\x01\x12\x1e\n\x1aPERMISSION_MODELS_DOWNLOAD\x10\x02\x12\x1b\n\x17PERMISSION_MODELS_WRITE\x10\x03\x12\x1c\n\x18PERMISSION_ALIASES_WRITE\x10\x04\x12\x1f\n\x1bPERMISSION_DEPLOYMENTS_READ\x10\x05\x12 \n\x1cPERMISSION_DEPLOYMENTS_WRITE\x10\x06\x12\x16\n\x12PERMISSION_PREDICT\x10\x07\x12\x1d\n\x19PERMISSION_FEEDBACK_WRITE\x10\x08\x12\x1b\n\x17PERMISSION_REPORTS_READ\x10\t\x12\x1e\n\x1aPERMISSION_IDENTITIES_READ\x10\n\x12\x1f\n\x1bPERMISSION_IDENTITIES_WRITE\x10\x0b:R\n\x06\x61\x63\x63\x65ss\x12\x1e.google.protobuf.MethodOptions\x18\xb8\x8e\x03 \x01(\x0b\x32 .inferplane.common.v1.AccessRuleb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'inferplane.common.v1.access_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PERMISSION']._serialized_start=654
-  _globals['_PERMISSION']._serialized_end=1029
+  _globals['_PERMISSION']._serialized_start=547
+  _globals['_PERMISSION']._serialized_end=922
   _globals['_ACCESSRULE']._serialized_start=94
   _globals['_ACCESSRULE']._serialized_end=310
   _globals['_ACCESSRULE_WORKLOAD']._serialized_start=274
   _globals['_ACCESSRULE_WORKLOAD']._serialized_end=302
   _globals['_PERMISSIONRULE']._serialized_start=313
-  _globals['_PERMISSIONRULE']._serialized_end=651
-  _globals['_PERMISSIONRULE_FIELDS']._serialized_start=578
-  _globals['_PERMISSIONRULE_FIELDS']._serialized_end=601
-  _globals['_PERMISSIONRULE_RESOLVER']._serialized_start=603
-  _globals['_PERMISSIONRULE_RESOLVER']._serialized_end=641
+  _globals['_PERMISSIONRULE']._serialized_end=544
+  _globals['_PERMISSIONRULE_FIELDS']._serialized_start=511
+  _globals['_PERMISSIONRULE_FIELDS']._serialized_end=534
 # @@protoc_insertion_point(module_scope)

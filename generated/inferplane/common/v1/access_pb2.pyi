@@ -171,34 +171,9 @@ class PermissionRule(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-    @_typing.final
-    class Resolver(_message.Message):
-        """A lookup done by the service."""
-
-        DESCRIPTOR: _descriptor.Descriptor
-
-        NAME_FIELD_NUMBER: _builtins.int
-        PATH_FIELD_NUMBER: _builtins.int
-        name: _builtins.str
-        """The resolver's name as registered by the service, such as `upload`."""
-        path: _builtins.str
-        """The request field that holds the id."""
-        def __init__(
-            self,
-            *,
-            name: _builtins.str = ...,
-            path: _builtins.str = ...,
-        ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "path", b"path"]  # noqa: Y015
-        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-        def WhichOneof(self, oneof_group: _Never) -> None: ...
-
     PERMISSION_FIELD_NUMBER: _builtins.int
     FIELDS_FIELD_NUMBER: _builtins.int
     FILTERED_FIELD_NUMBER: _builtins.int
-    RESOLVER_FIELD_NUMBER: _builtins.int
     INSTALLATION_FIELD_NUMBER: _builtins.int
     WORKLOADS_FIELD_NUMBER: _builtins.int
     permission: Global___Permission.ValueType
@@ -212,10 +187,6 @@ class PermissionRule(_message.Message):
         """Fields of the request whose values are names or resource names; the permission must be held on all."""
 
     @_builtins.property
-    def resolver(self) -> Global___PermissionRule.Resolver:
-        """A named resolver turns an id in the request into the name of its model."""
-
-    @_builtins.property
     def workloads(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Services of this installation that may call as well, on their own account, by their workload token."""
 
@@ -225,15 +196,14 @@ class PermissionRule(_message.Message):
         permission: Global___Permission.ValueType = ...,
         fields: Global___PermissionRule.Fields | None = ...,
         filtered: _builtins.bool = ...,
-        resolver: Global___PermissionRule.Resolver | None = ...,
         installation: _builtins.bool = ...,
         workloads: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["fields", b"fields", "filtered", b"filtered", "installation", b"installation", "resolver", b"resolver", "target", b"target"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["fields", b"fields", "filtered", b"filtered", "installation", b"installation", "target", b"target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fields", b"fields", "filtered", b"filtered", "installation", b"installation", "permission", b"permission", "resolver", b"resolver", "target", b"target", "workloads", b"workloads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fields", b"fields", "filtered", b"filtered", "installation", b"installation", "permission", b"permission", "target", b"target", "workloads", b"workloads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_target: _TypeAlias = _typing.Literal["fields", "filtered", "resolver", "installation"]  # noqa: Y015
+    _WhichOneofReturnType_target: _TypeAlias = _typing.Literal["fields", "filtered", "installation"]  # noqa: Y015
     _WhichOneofArgType_target: _TypeAlias = _typing.Literal["target", b"target"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_target) -> _WhichOneofReturnType_target | None: ...
 
