@@ -5,7 +5,7 @@ from dataclasses import dataclass
 __all__ = ["DATATYPES", "Signature", "TensorSpec"]
 
 DATATYPES = frozenset(
-    "BOOL INT8 INT16 INT32 INT64 UINT8 UINT16 UINT32 UINT64 FP16 FP32 FP64 BYTES".split()
+    ["BOOL", "INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64", "FP16", "FP32", "FP64", "BYTES"]
 )
 """Datatype names of the Open Inference Protocol; BYTES is Triton's TYPE_STRING."""
 

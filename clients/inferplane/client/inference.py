@@ -1,0 +1,144 @@
+"""Deployments and predictions."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import grpc
+
+from inferplane.artifact.v1.model_registry_service_pb2_grpc import ModelRegistryServiceStub
+from inferplane.client.artifact import newest_version
+from inferplane.client.calls import new_key, unary, walk
+from inferplane.client.errors import DeadlineExceeded, DeploymentFailed
+from inferplane.client.names import ModelRef, model_id
+from inferplane.client.tensors import Array, decode, encode
+from inferplane.inference.v1 import (
+    deployment_service_pb2,
+    deployment_service_pb2_grpc,
+    inference_service_pb2,
+    inference_service_pb2_grpc,
+)
+from inferplane.inference.v1.deployment_pb2 import Deployment
+
+_FIRST_POLL = 0.05
+_LAST_POLL = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """An answer: its id, by which feedback names it, and the version and bytes that gave it.
+
+    `outputs` are arrays by name, of the shapes that the model gave them.
+    """
+
+    id: str
+    model_version: str
+    digest: str
+    outputs: dict[str, Array]
+
+
+class InferenceClient:
+    """The inference service; `service` and `deployments` are the generated stubs.
+
+    Every method raises InferplaneClientError; `timeout` is in seconds, None for the client's default.
+    """
+
+    def __init__(self, channel: grpc.aio.Channel, registry: ModelRegistryServiceStub) -> None:
+        self.service = inference_service_pb2_grpc.InferenceServiceStub(channel)
+        self.deployments = deployment_service_pb2_grpc.DeploymentServiceStub(channel)
+        self._registry = registry
+
+    async def deploy(
+        self, model_ref: str, *, name: str | None = None, wait: bool = True, timeout: float = 60.0
+    ) -> Deployment:
+        """Serve `NAME`, `NAME:VERSION` or `NAME@ALIAS` under `name`, by default the model's own.
+
+        A bare name means the newest version. Waits until the deployment answers, at most `timeout` seconds,
+        unless told not to. Raises DeploymentFailed, DeadlineExceeded or AlreadyExists.
+        """
+        ref = ModelRef.parse(model_ref)
+        deployment_id = model_id(ref.model if name is None else name, "deployment")
+        version = ref.resource or (await newest_version(self._registry, ref.parent)).name
+        request = deployment_service_pb2.CreateDeploymentRequest(
+            deployment_id=deployment_id, model_version=version, idempotency_key=new_key()
+        )
+        deployment = await unary(self.deployments.CreateDeployment, request)
+        return await self.wait_ready(deployment_id, timeout=timeout) if wait else deployment
+
+    async def wait_ready(self, name: str, *, timeout: float = 60.0) -> Deployment:
+        """Ask until the deployment is READY; raises DeploymentFailed or, after `timeout`, DeadlineExceeded."""
+        loop = asyncio.get_running_loop()
+        deadline, pause = loop.time() + timeout, _FIRST_POLL
+        while True:
+            deployment = await self.get(name)
+            if deployment.state == Deployment.STATE_READY:
+                return deployment
+            if deployment.state == Deployment.STATE_FAILED:
+                raise DeploymentFailed(
+                    f"{deployment.name} could not be loaded: {deployment.state_message}",
+                    reason="DEPLOYMENT_FAILED",
+                    metadata={"deployment": deployment.name},
+                )
+            left = deadline - loop.time()
+            if left <= 0:
+                raise DeadlineExceeded(
+                    f"{deployment.name} was still loading after {timeout:g} s; it goes on loading",
+                    reason="DEADLINE_EXCEEDED",
+                    metadata={"deployment": deployment.name},
+                )
+            await asyncio.sleep(min(pause, left))
+            pause = min(pause * 1.5, _LAST_POLL)
+
+    async def get(self, name: str, *, timeout: float | None = None) -> Deployment:
+        """Give a deployment; raises NotFound."""
+        request = deployment_service_pb2.GetDeploymentRequest(name=_deployment(name))
+        return await unary(self.deployments.GetDeployment, request, timeout)
+
+    def list_deployments(self, *, page_size: int = 0, timeout: float | None = None) -> AsyncIterator[Deployment]:
+        """Give all deployments that the caller may see, by name."""
+        return walk(
+            self.deployments.ListDeployments,
+            lambda token: deployment_service_pb2.ListDeploymentsRequest(page_size=page_size, page_token=token),
+            lambda page: page.deployments,
+            timeout,
+        )
+
+    list = list_deployments
+
+    async def undeploy(self, name: str, *, timeout: float | None = None) -> None:
+        """Stop serving; calls that were accepted finish. Raises NotFound."""
+        request = deployment_service_pb2.DeleteDeploymentRequest(name=_deployment(name), idempotency_key=new_key())
+        await unary(self.deployments.DeleteDeployment, request, timeout)
+
+    async def predict(
+        self,
+        deployment: str,
+        inputs: Mapping[str, Array],
+        *,
+        outputs: Sequence[str] | None = None,
+        client_request_id: str = "",
+        timeout: float | None = None,
+    ) -> Prediction:
+        """Ask for one prediction: `inputs` by name, in the shapes and types of the deployment's signature.
+
+        `outputs` names those wanted, None for all. Never repeated by itself, since each call is recorded as a
+        prediction. Raises InvalidArgument, NotFound, Unavailable or Internal.
+        """
+        request = inference_service_pb2.PredictRequest(
+            deployment=_deployment(deployment),
+            inputs=[encode(name, array) for name, array in inputs.items()],
+            output_names=outputs or (),
+            output_encoding=inference_service_pb2.TENSOR_ENCODING_RAW,
+            client_request_id=client_request_id,
+        )
+        answer = await unary(self.service.Predict, request, timeout)
+        return Prediction(
+            answer.prediction_id,
+            answer.model_version,
+            answer.digest,
+            {tensor.name: decode(tensor) for tensor in answer.outputs},
+        )
+
+
+def _deployment(name: str) -> str:
+    return f"deployments/{model_id(name, 'deployment')}"

@@ -1,0 +1,1 @@
+"""Artifact: the bytes of models, and what they say about themselves."""

@@ -1,0 +1,46 @@
+"""Auth's domain objects as messages."""
+
+from datetime import datetime
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from inferplane.auth.v1 import grant_pb2, session_pb2, user_pb2
+from inferplane.server.auth.identities import Grant, User
+from inferplane.server.auth.sessions import Session
+from inferplane.server.auth.tokens import AccessToken
+
+__all__ = ["grant_message", "token_pair", "user_message"]
+
+
+def timestamp(when: datetime) -> Timestamp:
+    """An aware datetime as a Timestamp."""
+    message = Timestamp()
+    message.FromDatetime(when)
+    return message
+
+
+def user_message(user: User) -> user_pb2.User:
+    """A user."""
+    return user_pb2.User(name=f"users/{user.username}", create_time=timestamp(user.created_at))
+
+
+def grant_message(grant: Grant) -> grant_pb2.Grant:
+    """A grant."""
+    return grant_pb2.Grant(
+        name=f"grants/{grant.id}",
+        subject=grant.subject,
+        role=grant.role,
+        scope=grant.scope,
+        create_time=timestamp(grant.created_at),
+        creator=grant.creator,
+    )
+
+
+def token_pair(session: Session, token: AccessToken) -> session_pb2.TokenPair:
+    """A session's tokens."""
+    return session_pb2.TokenPair(
+        access_token=token.text,
+        access_token_expire_time=timestamp(token.expires_at),
+        refresh_token=session.refresh_token,
+        refresh_token_expire_time=timestamp(session.expires_at),
+    )

@@ -1,0 +1,42 @@
+"""Password hashing: argon2id with the second recommended parameters of RFC 9106, off the event loop."""
+
+import asyncio
+
+from argon2 import Parameters, PasswordHasher, profiles
+from argon2.exceptions import InvalidHashError, VerificationError
+
+__all__ = ["Passwords"]
+
+PARAMETERS = profiles.RFC_9106_LOW_MEMORY
+CONCURRENCY = 2
+"""Each hash takes 64 MiB; a flood of logins must not take the machine's memory."""
+
+
+class Passwords:
+    """Hashes and verifies passwords."""
+
+    def __init__(self, parameters: Parameters | None = None) -> None:
+        self._hasher = PasswordHasher.from_parameters(parameters or PARAMETERS)
+        self._slots = asyncio.Semaphore(CONCURRENCY)
+        self._decoy: str | None = None
+
+    async def hash(self, password: str) -> str:
+        """The encoded hash, with its salt and parameters."""
+        async with self._slots:
+            return await asyncio.to_thread(self._hasher.hash, password)
+
+    async def verify(self, encoded: str | None, password: str) -> bool:
+        """Whether `password` is the one. Takes the same time where there is no such user (`encoded` is None)."""
+        if encoded is None:
+            if self._decoy is None:
+                self._decoy = await self.hash("decoy")
+            await self._matches(self._decoy, password)
+            return False
+        return await self._matches(encoded, password)
+
+    async def _matches(self, encoded: str, password: str) -> bool:
+        async with self._slots:
+            try:
+                return await asyncio.to_thread(self._hasher.verify, encoded, password)
+            except (VerificationError, InvalidHashError):
+                return False

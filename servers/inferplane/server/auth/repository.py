@@ -1,0 +1,253 @@
+"""Auth's SQL."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from inferplane.server.auth.identities import Grant, User
+from inferplane.server.auth.sessions import RefreshRow
+from inferplane.server.auth.tokens import SealedKey
+from inferplane.server.storage.pages import Page
+from inferplane.server.storage.unit_of_work import UnitOfWork
+
+__all__ = ["AuthReader", "AuthRepository", "metadata"]
+
+metadata = sa.MetaData(schema="auth")
+_when = sa.DateTime(timezone=True)
+
+user_account = sa.Table(
+    "user_account",
+    metadata,
+    sa.Column("username", sa.Text, primary_key=True),
+    sa.Column("password_hash", sa.Text, nullable=False),
+    sa.Column("created_at", _when, nullable=False),
+)
+login_failure = sa.Table(
+    "login_failure",
+    metadata,
+    sa.Column("username", sa.Text, primary_key=True),
+    sa.Column("failures", sa.Integer, nullable=False),
+    sa.Column("window_start", _when, nullable=False),
+)
+session = sa.Table(
+    "session",
+    metadata,
+    sa.Column("id", sa.Uuid, primary_key=True),
+    sa.Column("username", sa.ForeignKey(user_account.c.username, ondelete="CASCADE"), nullable=False),
+    sa.Column("created_at", _when, nullable=False),
+    sa.Column("expires_at", _when, nullable=False),
+    sa.Column("ended_at", _when),
+)
+refresh_token = sa.Table(
+    "refresh_token",
+    metadata,
+    sa.Column("token_hash", sa.LargeBinary, primary_key=True),
+    sa.Column("session_id", sa.ForeignKey(session.c.id, ondelete="CASCADE"), nullable=False),
+    sa.Column("issued_at", _when, nullable=False),
+    sa.Column("used_at", _when),
+)
+signing_key = sa.Table(
+    "signing_key",
+    metadata,
+    sa.Column("kid", sa.Text, primary_key=True),
+    sa.Column("private_jwk", sa.LargeBinary, nullable=False),
+    sa.Column("public_jwk", postgresql.JSONB, nullable=False),
+    sa.Column("created_at", _when, nullable=False),
+)
+role_grant = sa.Table(
+    "role_grant",
+    metadata,
+    sa.Column("id", sa.Uuid, primary_key=True),
+    sa.Column("subject", sa.Text, nullable=False),
+    sa.Column("role", sa.Text, nullable=False),
+    sa.Column("scope", sa.Text, nullable=False),
+    sa.Column("created_at", _when, nullable=False),
+    sa.Column("creator", sa.Text, nullable=False),
+    sa.UniqueConstraint("subject", "role", "scope"),
+)
+
+SIGNING_KEY_LOCK = 0x6B6579
+ADMINISTRATION_LOCK = 0x61646D
+
+
+def _grant(row: Any) -> Grant:
+    return Grant(row.id, row.subject, row.role, row.scope, row.created_at, row.creator)
+
+
+class AuthReader:
+    """Reads and upkeep, on any connection."""
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        self._connection = connection
+
+    async def password_hash(self, username: str) -> str | None:
+        """The stored hash; None if there is no such user."""
+        query = sa.select(user_account.c.password_hash).where(user_account.c.username == username)
+        return await self._connection.scalar(query)
+
+    async def users(self, page: Page) -> tuple[list[User], str | None]:
+        """One page by name, and the sort key to go on after."""
+        query = sa.select(user_account).order_by(user_account.c.username).limit(page.size + 1)
+        if page.after is not None:
+            query = query.where(user_account.c.username > page.after)
+        rows = (await self._connection.execute(query)).all()
+        users = [User(row.username, row.created_at) for row in rows[: page.size]]
+        return users, users[-1].username if len(rows) > page.size else None
+
+    async def grants(self, subject: str, page: Page) -> tuple[list[Grant], str | None]:
+        """One page by age (ids are UUIDv7), and the sort key to go on after."""
+        query = sa.select(role_grant).order_by(role_grant.c.id).limit(page.size + 1)
+        if subject:
+            query = query.where(role_grant.c.subject == subject)
+        if page.after is not None:
+            query = query.where(role_grant.c.id > UUID(page.after))
+        rows = (await self._connection.execute(query)).all()
+        grants = [_grant(row) for row in rows[: page.size]]
+        return grants, str(grants[-1].id) if len(rows) > page.size else None
+
+    async def signing_keys(self) -> Sequence[SealedKey]:
+        """All keys, newest first."""
+        rows = await self._connection.execute(sa.select(signing_key).order_by(signing_key.c.created_at.desc()))
+        return [SealedKey(row.kid, row.private_jwk, row.public_jwk, row.created_at) for row in rows]
+
+    async def forget_expired(self, at: datetime, failures_since: datetime) -> None:
+        """Delete sessions that ended by age, with their tokens, and windows of failures that are over."""
+        await self._connection.execute(sa.delete(session).where(session.c.expires_at < at))
+        await self._connection.execute(sa.delete(login_failure).where(login_failure.c.window_start < failures_since))
+
+
+class AuthRepository(AuthReader):
+    """Writes, in a unit of work."""
+
+    def __init__(self, unit: UnitOfWork) -> None:
+        super().__init__(unit.connection)
+        self.record = unit.record
+
+    async def add_user(self, user: User, password_hash: str) -> bool:
+        """Whether the user was new."""
+        statement = postgresql.insert(user_account).on_conflict_do_nothing()
+        values = {"username": user.username, "password_hash": password_hash, "created_at": user.created_at}
+        return bool((await self._connection.execute(statement, values)).rowcount)
+
+    async def user_exists(self, username: str) -> bool:
+        """Whether there is such a user."""
+        return await self.password_hash(username) is not None
+
+    async def add_grant(self, grant: Grant) -> Grant:
+        """Add a grant, or answer the one that says the same."""
+        statement = postgresql.insert(role_grant).on_conflict_do_nothing()
+        values = {name: getattr(grant, name) for name in role_grant.c.keys()}  # noqa: SIM118 - columns, not a dict
+        if (await self._connection.execute(statement, values)).rowcount:
+            return grant
+        same = sa.and_(
+            role_grant.c.subject == grant.subject,
+            role_grant.c.role == grant.role,
+            role_grant.c.scope == grant.scope,
+        )
+        return _grant((await self._connection.execute(sa.select(role_grant).where(same))).one())
+
+    async def grant_for_update(self, grant_id: UUID) -> Grant | None:
+        """The grant. All grants that could make up the administrators are locked, so that two revocations
+        cannot each believe that the other's administrator remains."""
+        admins = sa.and_(role_grant.c.role == "admin", role_grant.c.scope == "*")
+        query = sa.select(role_grant).where(sa.or_(role_grant.c.id == grant_id, admins))
+        rows = (await self._connection.execute(query.order_by(role_grant.c.id).with_for_update())).all()
+        return next((_grant(row) for row in rows if row.id == grant_id), None)
+
+    async def count_admins(self) -> int:
+        """How many grants give the whole installation."""
+        query = sa.select(sa.func.count()).where(role_grant.c.role == "admin", role_grant.c.scope == "*")
+        return int(await self._connection.scalar(query) or 0)
+
+    async def delete_grant(self, grant_id: UUID) -> None:
+        """Delete a grant."""
+        await self._connection.execute(sa.delete(role_grant).where(role_grant.c.id == grant_id))
+
+    async def failures(self, username: str, since: datetime) -> tuple[int, datetime] | None:
+        """Failed logins in the window that began after `since`."""
+        query = sa.select(login_failure).where(
+            login_failure.c.username == username, login_failure.c.window_start > since
+        )
+        row = (await self._connection.execute(query)).one_or_none()
+        return None if row is None else (row.failures, row.window_start)
+
+    async def add_failure(self, username: str, at: datetime, since: datetime) -> None:
+        """Count one, in a new window if the last began before `since`."""
+        statement = postgresql.insert(login_failure).values(username=username, failures=1, window_start=at)
+        expired = login_failure.c.window_start <= since
+        statement = statement.on_conflict_do_update(
+            index_elements=["username"],
+            set_={
+                "failures": sa.case((expired, 1), else_=login_failure.c.failures + 1),
+                "window_start": sa.case((expired, at), else_=login_failure.c.window_start),
+            },
+        )
+        await self._connection.execute(statement)
+
+    async def clear_failures(self, username: str) -> None:
+        """Forget a user's failures."""
+        await self._connection.execute(sa.delete(login_failure).where(login_failure.c.username == username))
+
+    async def add_session(self, session_id: UUID, username: str, created_at: datetime, expires_at: datetime) -> None:
+        """Add a session."""
+        await self._connection.execute(
+            sa.insert(session),
+            {"id": session_id, "username": username, "created_at": created_at, "expires_at": expires_at},
+        )
+
+    async def add_refresh_token(self, token_hash: bytes, session_id: UUID, issued_at: datetime) -> None:
+        """Add a refresh token by its hash."""
+        await self._connection.execute(
+            sa.insert(refresh_token), {"token_hash": token_hash, "session_id": session_id, "issued_at": issued_at}
+        )
+
+    async def refresh_row_for_update(self, token_hash: bytes) -> RefreshRow | None:
+        """The token and its session, locked: of two uses at once the second must see the first."""
+        query = (
+            sa.select(refresh_token.c.used_at, session)
+            .join(session)
+            .where(refresh_token.c.token_hash == token_hash)
+            .with_for_update()
+        )
+        row = (await self._connection.execute(query)).one_or_none()
+        if row is None:
+            return None
+        return RefreshRow(row.id, row.username, row.used_at is not None, row.expires_at, row.ended_at is not None)
+
+    async def use_refresh_token(self, token_hash: bytes, at: datetime, session_expires_at: datetime) -> None:
+        """Mark a token as used and move its session's end."""
+        used = sa.update(refresh_token).where(refresh_token.c.token_hash == token_hash).values(used_at=at)
+        result = await self._connection.execute(used.returning(refresh_token.c.session_id))
+        await self._connection.execute(
+            sa.update(session).where(session.c.id == result.scalar_one()).values(expires_at=session_expires_at)
+        )
+
+    async def end_session(self, session_id: UUID, at: datetime) -> None:
+        """End a session if it is open."""
+        open_one = sa.and_(session.c.id == session_id, session.c.ended_at.is_(None))
+        await self._connection.execute(sa.update(session).where(open_one).values(ended_at=at))
+
+    async def lock_signing_keys(self) -> None:
+        """Let one process at a time make the first key."""
+        await self._connection.execute(sa.select(sa.func.pg_advisory_xact_lock(SIGNING_KEY_LOCK)))
+
+    async def lock_administration(self) -> None:
+        """Let one process at a time make the first administrator."""
+        await self._connection.execute(sa.select(sa.func.pg_advisory_xact_lock(ADMINISTRATION_LOCK)))
+
+    async def add_signing_key(self, key: SealedKey) -> None:
+        """Add a key."""
+        await self._connection.execute(
+            sa.insert(signing_key),
+            {
+                "kid": key.kid,
+                "private_jwk": key.private_jwk,
+                "public_jwk": key.public_jwk,
+                "created_at": key.created_at,
+            },
+        )

@@ -1,0 +1,210 @@
+"""The only composition root: puts one service together from its settings and takes it apart again."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import structlog
+from prometheus_client import CollectorRegistry
+
+from inferplane.auth.v1.auth_service_pb2 import GetJwksRequest
+from inferplane.auth.v1.auth_service_pb2_grpc import AuthServiceStub
+from inferplane.server.auth.login import published_keys
+from inferplane.server.keys import MasterKey
+from inferplane.server.mesh.verification import JwksCache, Verifier
+from inferplane.server.mesh.workload_identity import WorkloadSigner, load_workload_keys
+from inferplane.server.policy.source import PolicySource
+from inferplane.server.rpc.interceptors import Guards
+from inferplane.server.rpc.interceptors.deadlines import DeadlinePolicy
+from inferplane.server.rpc.mutations import Mutations
+from inferplane.server.rpc.server import RpcServer
+from inferplane.server.settings import ServiceName, Settings
+from inferplane.server.storage.database import Database, database_url
+from inferplane.server.storage.migrate import check_version
+from inferplane.server.storage.pages import PageTokens
+from inferplane.server.storage.unit_of_work import UnitOfWorkFactory
+
+__all__ = ["Core", "RunningService", "run_service"]
+
+log = structlog.get_logger()
+
+DATABASE = "database"
+HOUSEKEEPING_INTERVAL = 3600.0
+JWKS_TIMEOUT = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Core:
+    """What every service is built on."""
+
+    service: ServiceName
+    settings: Settings
+    master: MasterKey
+    database: Database
+    units_of_work: UnitOfWorkFactory
+    mutations: Mutations
+    pages: PageTokens
+    policy: PolicySource
+    signer: WorkloadSigner
+    registry: CollectorRegistry
+    server: RpcServer
+    stack: AsyncExitStack
+    tasks: "Tasks"
+
+    def channel(self, service: ServiceName) -> grpc.aio.Channel:
+        """A channel to another service, closed with this one."""
+        return _channel(self.settings, service, self.stack)
+
+
+@dataclass(slots=True)
+class Tasks:
+    """Background tasks of a service. One that fails is logged and started again; they end with the service."""
+
+    _running: set["asyncio.Task[None]"] = field(default_factory=set)
+
+    def start(self, name: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run `work` for the service's life."""
+        task = asyncio.create_task(self._supervise(name, work), name=name)
+        self._running.add(task)
+
+    def every(self, seconds: float, name: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run `work` again and again, first after `seconds`."""
+
+        async def repeat() -> None:
+            while True:
+                await asyncio.sleep(seconds)
+                await work()
+
+        self.start(name, repeat)
+
+    async def stop(self) -> None:
+        """Cancel all and wait for their ends."""
+        for task in self._running:
+            task.cancel()
+        await asyncio.gather(*self._running, return_exceptions=True)
+
+    async def _supervise(self, name: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        while True:
+            try:
+                await work()
+                return
+            except Exception:
+                log.exception("background_task_failed", task=name)
+                await asyncio.sleep(1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class RunningService:
+    """A service that accepts calls. `ports` follow the addresses that it was asked to listen on."""
+
+    server: RpcServer
+    policy: PolicySource
+    registry: CollectorRegistry
+    ports: list[int]
+
+
+@asynccontextmanager
+async def run_service(service: ServiceName, settings: Settings, *addresses: str) -> AsyncIterator[RunningService]:
+    """Run one service on `addresses` until the context is left, then stop it gracefully.
+
+    Raises SchemaVersionError where the database is of another release.
+    """
+    url, role = database_url(settings, service)
+    await check_version(url)
+    async with AsyncExitStack() as stack:
+        core = _core(service, settings, PolicySource(url, role), stack)
+        stack.push_async_callback(core.database.close)
+        stack.push_async_callback(core.tasks.stop)
+        core.policy.on_availability(lambda up: core.server.health.report(DATABASE, up))
+        core.tasks.start("policy", core.policy.run)
+        core.tasks.every(HOUSEKEEPING_INTERVAL, "forget_old_answers", core.units_of_work.forget_old_answers)
+        await _COMPOSERS[service](core)
+        await core.policy.first_snapshot()
+        ports = await core.server.start(*addresses)
+        stack.push_async_callback(core.server.stop)
+        yield RunningService(core.server, core.policy, core.registry, ports)
+
+
+def _core(service: ServiceName, settings: Settings, policy: PolicySource, stack: AsyncExitStack) -> Core:
+    master = MasterKey.load(settings.master_key_path)
+    database = Database(settings, service)
+    units_of_work = UnitOfWorkFactory(database, master)
+    registry = CollectorRegistry()
+    jwks = JwksCache(_jwks_source(service, settings, database, stack))
+    guards = Guards(
+        verifier=Verifier(jwks, load_workload_keys(settings.keys_dir), service),
+        policy=lambda: policy.snapshot,
+        deadlines=DeadlinePolicy(settings.unary_deadline, settings.stream_idle_limit, settings.stream_minimum_rate),
+        registry=registry,
+    )
+    tensors = service is ServiceName.INFERENCE
+    message_size = settings.max_tensor_message_size if tensors else settings.max_message_size
+    return Core(
+        service=service,
+        settings=settings,
+        master=master,
+        database=database,
+        units_of_work=units_of_work,
+        mutations=Mutations(units_of_work),
+        pages=PageTokens(master),
+        policy=policy,
+        signer=WorkloadSigner(settings.keys_dir, service),
+        registry=registry,
+        server=RpcServer(settings, guards, max_message_size=message_size),
+        stack=stack,
+        tasks=Tasks(),
+    )
+
+
+def _channel(settings: Settings, service: ServiceName, stack: AsyncExitStack) -> grpc.aio.Channel:
+    address = settings.endpoints.get(service)
+    if address is None:
+        raise ValueError(f"no endpoint: set INFERPLANE_ENDPOINTS__{service.name} to its host:port")
+    channel = grpc.aio.insecure_channel(address)
+    stack.push_async_callback(channel.close)
+    return channel
+
+
+def _jwks_source(
+    service: ServiceName, settings: Settings, database: Database, stack: AsyncExitStack
+) -> Callable[[], Awaitable[str]]:
+    if service is ServiceName.AUTH:
+        return lambda: published_keys(database)
+    stub = AuthServiceStub(_channel(settings, ServiceName.AUTH, stack))
+
+    async def fetch() -> str:
+        return (await stub.GetJwks(GetJwksRequest(), timeout=JWKS_TIMEOUT)).jwks_json
+
+    return fetch
+
+
+# Each process imports only what its own service needs: four processes of everything would cost 200 MB more.
+
+
+async def _compose_auth(core: Core) -> None:
+    from inferplane.auth.v1 import auth_service_pb2_grpc, identity_service_pb2_grpc
+    from inferplane.server.auth import identities, login, passwords, service, sessions, tokens
+
+    hasher = passwords.Passwords()
+    flow = login.LoginFlow(
+        core.database,
+        core.units_of_work,
+        sessions.Sessions(core.settings.session_lifetime),
+        hasher,
+        tokens.SigningKeys(core.master.derive("signing-keys")),
+        core.settings.access_token_lifetime,
+    )
+    await flow.ensure_signing_key()
+    core.tasks.every(HOUSEKEEPING_INTERVAL, "forget_expired", flow.forget_expired)
+    auth = service.AuthService(flow, lambda: core.policy.snapshot)
+    identity = service.IdentityService(identities.Identities(hasher), core.mutations, core.database, core.pages)
+    core.server.add_service(auth_service_pb2_grpc.add_AuthServiceServicer_to_server, auth, (DATABASE,))
+    core.server.add_service(identity_service_pb2_grpc.add_IdentityServiceServicer_to_server, identity, (DATABASE,))
+
+
+_COMPOSERS: dict[ServiceName, Callable[[Core], Awaitable[None]]] = {
+    ServiceName.AUTH: _compose_auth,
+}

@@ -1,0 +1,1 @@
+"""The servers that one machine starts by itself: PostgreSQL, Triton, Envoy."""

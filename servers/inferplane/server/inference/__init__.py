@@ -1,0 +1,1 @@
+"""Inference: what is served, and by which Triton."""

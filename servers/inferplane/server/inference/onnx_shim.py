@@ -1,0 +1,115 @@
+"""A Triton model on onnxruntime, for a Triton that has the Python backend and no ONNX Runtime backend.
+
+Triton imports this file as `model.py` from a version's folder, beside `model.onnx`. It runs in a process of
+Triton's, so it imports nothing of Inferplane.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]  # exists inside Triton only
+
+_MAX_THREADS = 4
+_LOGGED_FAILURES = 10
+
+
+class TritonPythonModel:
+    """Serves `model.onnx` tensor for tensor; a scalar travels as shape [1], which Triton demands."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Load the model. `args` are Triton's: `model_repository` is a path, `model_version` a number."""
+        repository = Path(args["model_repository"])
+        _record(repository)
+        self._name = args["model_name"]
+        self._failures = 0
+        self._session = ort.InferenceSession(
+            str(repository / args["model_version"] / "model.onnx"),
+            sess_options=_session_options(),
+            providers=["CPUExecutionProvider"],
+        )
+        self._inputs = {spec.name: spec for spec in self._session.get_inputs()}
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """Answer every request by itself, so that a bad one does not fail its neighbours."""
+        return [self._answer(request) for request in requests]
+
+    def _answer(self, request: Any) -> Any:
+        try:
+            feed = {name: self._input(request, name) for name in self._inputs}
+            return pb_utils.InferenceResponse(self._run(request.requested_output_names(), feed))
+        except _RejectedError as rejection:
+            return _refusal(str(rejection), pb_utils.TritonError.INVALID_ARG)
+        except Exception as error:  # noqa: BLE001 - whatever the runtime raises concerns this request alone
+            self._log(error)
+            return _refusal("the model failed on this input", pb_utils.TritonError.INTERNAL)
+
+    def _input(self, request: Any, name: str) -> Any:
+        tensor = pb_utils.get_input_tensor_by_name(request, name)
+        if tensor is None:
+            raise _RejectedError(f"input '{name}' is missing")
+        values = tensor.as_numpy()
+        spec = self._inputs[name]
+        if spec.type == "tensor(string)":
+            values = _decode(name, values)
+        # An empty list is a scalar's shape; Triton passed it as one element.
+        return values.reshape(()) if spec.shape == [] else values
+
+    def _run(self, names: list[str], feed: dict[str, Any]) -> list[Any]:
+        try:
+            outputs = self._session.run(names, feed)
+        except (ort.capi.onnxruntime_pybind11_state.InvalidArgument, ValueError) as error:
+            self._log(error)
+            shapes = ", ".join(f"'{name}' {list(values.shape)}" for name, values in feed.items())
+            raise _RejectedError(f"the model does not take inputs of these shapes: {shapes}") from error
+        return [pb_utils.Tensor(name, _encode(values)) for name, values in zip(names, outputs, strict=True)]
+
+    def _log(self, error: Exception) -> None:
+        # A caller can fail as often as it likes; the log of the server must not grow with it.
+        self._failures += 1
+        if self._failures <= _LOGGED_FAILURES:
+            text = " ".join(str(error).split())[:500]
+            print(f"{self._name}: {type(error).__name__}: {text}", file=sys.stderr, flush=True)  # noqa: T201 - Triton's log
+
+
+class _RejectedError(Exception):
+    """The input is not one that the model takes."""
+
+
+def _session_options() -> Any:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = max(1, min(_MAX_THREADS, len(os.sched_getaffinity(0))))
+    options.inter_op_num_threads = 1
+    # Threads that spin while they wait would take the processor from the other models of this machine.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    return options
+
+
+def _record(repository: Path) -> None:
+    """Tell the owner of an embedded Triton which folder a killed Triton would leave behind."""
+    records = os.environ.get("INFERPLANE_TRITON_FOLDERS")
+    if records:
+        (Path(records) / repository.name).touch()
+
+
+def _decode(name: str, values: Any) -> Any:
+    try:
+        texts = [value.decode() for value in values.reshape(-1)]
+    except UnicodeDecodeError:
+        raise _RejectedError(f"input '{name}' holds bytes that are not UTF-8") from None
+    return np.array(texts, dtype=object).reshape(values.shape)
+
+
+def _encode(values: Any) -> Any:
+    if values.dtype.kind in "OU":
+        flat = [text.encode() for text in values.reshape(-1)]
+        values = np.array(flat, dtype=object).reshape(values.shape)
+    return values.reshape(1) if values.ndim == 0 else np.ascontiguousarray(values)
+
+
+def _refusal(message: str, code: int) -> Any:
+    return pb_utils.InferenceResponse(output_tensors=[], error=pb_utils.TritonError(message, code))

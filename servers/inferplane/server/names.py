@@ -1,0 +1,131 @@
+"""Resource names (AIP-122) and the patterns of their segments: the one place that knows them."""
+
+import re
+from typing import Annotated, NamedTuple
+
+from pydantic import AfterValidator, BeforeValidator
+
+__all__ = [
+    "ALIAS", "DEPLOYMENT", "GRANT", "MODEL", "SESSION", "UPLOAD", "USER", "VERSION",
+    "AliasRef", "DeploymentId", "DeploymentRef", "GrantRef", "ModelId", "ModelRef", "ResourcePattern", "Scope",
+    "SubjectName", "UploadRef", "UserId", "VersionRef", "subject_of",
+]  # fmt: skip
+
+MODEL_ID = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
+USER_ID = r"[a-z0-9][a-z0-9._@-]{0,63}"
+UUID_TEXT = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
+SEGMENTS = {
+    "model": MODEL_ID,
+    "deployment": MODEL_ID,
+    "version": r"[1-9][0-9]{0,8}",
+    "alias": r"[A-Za-z][A-Za-z0-9._-]{0,63}",
+    "user": USER_ID,
+    "grant": UUID_TEXT,
+    "session": UUID_TEXT,
+    "upload": UUID_TEXT,
+}
+
+
+class ResourcePattern:
+    """A resource name's shape, such as `models/{model}/versions/{version}`."""
+
+    def __init__(self, template: str) -> None:
+        self.template = template
+        self.fields = re.findall(r"{(\w+)}", template)
+        self._regex = re.compile(
+            re.sub(
+                r"{(\w+)}",
+                lambda m: f"(?P<{m[1]}>{SEGMENTS[m[1]]})",
+                re.escape(template).replace(r"\{", "{").replace(r"\}", "}"),
+            )
+        )
+
+    def parse(self, name: str) -> tuple[str, ...]:
+        """The variable segments of `name`, in order; ValueError if it has another shape."""
+        match = self._regex.fullmatch(name)
+        if match is None:
+            raise ValueError(f"must have the form {self.template}" + self._hint())
+        return match.groups()
+
+    def _hint(self) -> str:
+        return ", where " + " and ".join(f"{field} matches {SEGMENTS[field]}" for field in self.fields)
+
+    def format(self, *segments: object) -> str:
+        """The resource name with these variable segments."""
+        return self.template.format(**dict(zip(self.fields, segments, strict=True)))
+
+
+MODEL = ResourcePattern("models/{model}")
+VERSION = ResourcePattern("models/{model}/versions/{version}")
+ALIAS = ResourcePattern("models/{model}/aliases/{alias}")
+UPLOAD = ResourcePattern("models/{model}/uploads/{upload}")
+DEPLOYMENT = ResourcePattern("deployments/{deployment}")
+USER = ResourcePattern("users/{user}")
+GRANT = ResourcePattern("grants/{grant}")
+SESSION = ResourcePattern("sessions/{session}")
+
+
+class VersionName(NamedTuple):
+    """A model's version."""
+
+    model: str
+    version: int
+
+
+class AliasName(NamedTuple):
+    """A model's alias."""
+
+    model: str
+    alias: str
+
+
+class UploadName(NamedTuple):
+    """A model's upload; `upload` is a UUID's text."""
+
+    model: str
+    upload: str
+
+
+def _matching(pattern: str) -> AfterValidator:
+    regex = re.compile(pattern)
+
+    def check(value: str) -> str:
+        if regex.fullmatch(value) is None:
+            raise ValueError(f"must match {pattern}")
+        return value
+
+    return AfterValidator(check)
+
+
+def _version(name: str) -> VersionName:
+    model, version = VERSION.parse(name)
+    return VersionName(model, int(version))
+
+
+def _subject(name: str) -> str:
+    USER.parse(name)
+    return name
+
+
+ModelId = Annotated[str, _matching(MODEL_ID)]
+DeploymentId = Annotated[str, _matching(MODEL_ID)]
+UserId = Annotated[str, _matching(USER_ID)]
+Scope = Annotated[str, _matching(r"[A-Za-z0-9._*?-]{1,128}")]
+SubjectName = Annotated[str, AfterValidator(_subject)]
+ModelRef = Annotated[str, AfterValidator(lambda name: MODEL.parse(name)[0])]
+DeploymentRef = Annotated[str, AfterValidator(lambda name: DEPLOYMENT.parse(name)[0])]
+GrantRef = Annotated[str, AfterValidator(lambda name: GRANT.parse(name)[0])]
+VersionRef = Annotated[VersionName, BeforeValidator(_version)]
+AliasRef = Annotated[AliasName, BeforeValidator(lambda name: AliasName(*ALIAS.parse(name)))]
+UploadRef = Annotated[UploadName, BeforeValidator(lambda name: UploadName(*UPLOAD.parse(name)))]
+
+
+def subject_of(value: str) -> str:
+    """The model or deployment that a name speaks of: `digits` for `models/digits/versions/3` and for `digits`.
+
+    Raises ValueError where that is not a name that a grant could cover.
+    """
+    name = value.split("/", 2)[1] if "/" in value else value
+    if re.fullmatch(MODEL_ID, name) is None:
+        raise ValueError(f"must be or contain a name that matches {MODEL_ID}")
+    return name

@@ -1,0 +1,58 @@
+"""Turns whatever is raised into a status with ErrorInfo, and never lets a library's text out."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Never
+
+import grpc
+import structlog
+from grpc_status import rpc_status
+
+from inferplane.common.v1.errors_pb2 import ErrorReason
+from inferplane.server.errors import InferplaneError
+from inferplane.server.rpc.call import Call
+from inferplane.server.rpc.errors import reason_name, status_code, to_status
+from inferplane.server.rpc.interceptors.request_identity import REQUEST_ID_KEY
+
+__all__ = ["abort", "error_translation"]
+
+log = structlog.get_logger()
+
+
+async def abort(call: Call, error: InferplaneError) -> Never:
+    """End the call with `error`."""
+    call.code = status_code(error.reason)
+    call.reason = reason_name(error.reason)
+    status = rpc_status.to_status(to_status(error, call.request_id))
+    await call.context.abort(
+        status.code, status.details, (*status.trailing_metadata, (REQUEST_ID_KEY, call.request_id))
+    )
+    raise AssertionError("abort returned")
+
+
+def _interpret(call: Call, error: BaseException) -> InferplaneError:
+    if isinstance(error, InferplaneError):
+        if status_code(error.reason) is grpc.StatusCode.INTERNAL:
+            log.error("internal_error", method=call.method.path, exc_info=error)
+        return error
+    if isinstance(error, asyncio.CancelledError):
+        return InferplaneError(ErrorReason.ERROR_REASON_SHUTTING_DOWN, retry_after=0.1)
+    log.error("unhandled_exception", method=call.method.path, exc_info=error)
+    return InferplaneError(ErrorReason.ERROR_REASON_INTERNAL)
+
+
+@asynccontextmanager
+async def error_translation(call: Call) -> AsyncIterator[None]:
+    """Cover exceptions, SystemExit in a handler (it would end the process) and the drain of a stopping server."""
+    try:
+        yield
+    except grpc.aio.AbortError:
+        raise
+    except asyncio.CancelledError as error:
+        if not call.draining:
+            call.code = grpc.StatusCode.CANCELLED
+            raise
+        await abort(call, _interpret(call, error))
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - nothing may leave as it is
+        await abort(call, _interpret(call, error))

@@ -1,0 +1,123 @@
+"""The one server factory: a grpc.aio server with the pipeline, health, reflection, limits and a graceful stop."""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import grpc
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
+
+from inferplane.server.rpc import health
+from inferplane.server.rpc.interceptors import Guards, interceptors
+from inferplane.server.rpc.pipeline import Handler, Pipeline, RunningCalls
+from inferplane.server.rpc.standard_protos import LayeredPool
+from inferplane.server.settings import Settings
+
+__all__ = ["RpcServer"]
+
+REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
+METADATA_LIMIT = 64 << 10
+STREAM_FAREWELL = 0.2
+
+
+def channel_arguments(settings: Settings, max_message_size: int) -> list[tuple[str, int]]:
+    """Limits of every connection."""
+    return [
+        ("grpc.max_receive_message_length", max_message_size),
+        ("grpc.max_send_message_length", max_message_size),
+        # Both the same: in between, gRPC rejects at random. Over-long tokens below it get a precise answer.
+        ("grpc.max_metadata_size", METADATA_LIMIT),
+        ("grpc.absolute_max_metadata_size", METADATA_LIMIT),
+        ("grpc.max_concurrent_streams", 1000),
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+        ("grpc.max_connection_age_ms", int(settings.max_connection_age * 1000)),
+        ("grpc.max_connection_age_grace_ms", int(settings.drain_grace * 1000)),
+        ("grpc.so_reuseport", 1),
+        ("grpc.enable_channelz", 0),
+    ]
+
+
+class _Recorder:
+    """Stands in for the server in generated `add_…Servicer_to_server` functions, to get at their handlers."""
+
+    def __init__(self) -> None:
+        self.handlers: dict[str, Mapping[str, Handler]] = {}
+
+    def add_generic_rpc_handlers(self, _handlers: object) -> None:
+        """The registered handlers below say the same with names."""
+
+    def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Handler]) -> None:
+        self.handlers[service] = handlers
+
+
+class RpcServer:
+    """Register services, start, stop. `health` is its board."""
+
+    def __init__(self, settings: Settings, guards: Guards, *, max_message_size: int) -> None:
+        self.health = health.HealthBoard()
+        self.calls = RunningCalls()
+        self._pipeline = Pipeline(interceptors(guards), guards.deadlines.pace, self.calls)
+        self._server = grpc.aio.server(options=channel_arguments(settings, max_message_size))
+        self._services: list[str] = []
+        self._grace = settings.drain_grace
+
+    def add_service(self, register: Callable[[Any, Any], None], servicer: object, needs: tuple[str, ...]) -> None:
+        """Register a servicer by its generated function; `needs` names what its health depends on."""
+        recorder = _Recorder()
+        register(servicer, recorder)
+        for service, handlers in recorder.handlers.items():
+            self.add_handlers(service, handlers, needs)
+
+    def add_handlers(
+        self,
+        service: str,
+        handlers: Mapping[str, Handler],
+        needs: tuple[str, ...],
+        *,
+        fused: Mapping[str, Handler] | None = None,
+    ) -> None:
+        """Register handlers by name. Those in `fused` do the interceptors' work themselves."""
+        wrapped = self._pipeline.wrap_service(service, handlers) | dict(fused or {})
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, wrapped),))
+        self._services.append(service)
+        self.health.add(service, needs)
+
+    async def start(self, *addresses: str) -> list[int]:
+        """Add health and reflection, listen on `addresses` (`host:port`), and answer their ports."""
+        self.health.add("", self._main_needs())
+        self._add_standard_services()
+        self._server.add_generic_rpc_handlers((self._pipeline.unknown(),))
+        ports = [self._server.add_insecure_port(address) for address in addresses]
+        await self._server.start()
+        return ports
+
+    async def stop(self) -> None:
+        """Accepted unary calls finish, streams end with UNAVAILABLE; returns when no handler runs any more."""
+        self.health.drain()
+        stopping = asyncio.ensure_future(self._server.stop(self._grace))
+        await self.calls.end_streams(STREAM_FAREWELL)
+        await stopping
+        # The server returns before the handlers of calls that it aborted are through.
+        await self.calls.finished()
+
+    def _main_needs(self) -> frozenset[str]:
+        return self.health.needs(self._services[0]) if self._services else frozenset()
+
+    def _add_standard_services(self) -> None:
+        names = [*self._services, health.SERVICE, REFLECTION_V1, reflection.SERVICE_NAME]
+        servicer = reflection.aio.ReflectionServicer(names, pool=LayeredPool())
+        recorder = _Recorder()
+        register: Callable[[Any, Any], None] = reflection_pb2_grpc.add_ServerReflectionServicer_to_server
+        register(servicer, recorder)
+        (handlers,) = recorder.handlers.values()
+        standard = {
+            health.SERVICE: health.health_handlers(self.health),
+            REFLECTION_V1: handlers,
+            reflection.SERVICE_NAME: handlers,
+        }
+        for service, methods in standard.items():
+            wrapped = self._pipeline.wrap_service(service, methods)
+            self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, wrapped),))

@@ -1,0 +1,160 @@
+"""Keeps worker processes alive: starts them by spawn, replaces the dead and the hung, stops them gracefully."""
+
+import asyncio
+import contextlib
+import json
+import socket
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import structlog
+
+from inferplane.server.rpc.worker import Job, Ready
+
+__all__ = ["PortInUseError", "ReservedPort", "Supervisor", "Worker"]
+
+log = structlog.get_logger()
+
+START_TIMEOUT = 30.0
+HUNG_AFTER = 5.0
+MAX_BACKOFF = 5.0
+KILL_AFTER = 5.0
+
+
+class PortInUseError(Exception):
+    """Somebody else listens there; stop them or choose another port."""
+
+
+class ReservedPort:
+    """Holds a port for workers that share it by SO_REUSEPORT.
+
+    The socket is bound and never listens, so it gets no connections; while it is held, nobody without
+    SO_REUSEPORT can take the port between two workers. Port 0 finds a free one.
+    """
+
+    def __init__(self, host: str, port: int) -> None:
+        try:
+            # Without SO_REUSEPORT first: two installations on one port would otherwise share its calls.
+            with socket.socket(_family(host)) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind((host, port))
+            self._socket = socket.socket(_family(host))
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            self._socket.bind((host, port))
+        except OSError as error:
+            raise PortInUseError(f"cannot listen on {host}:{port}: {error.strerror}") from error
+        self.port: int = self._socket.getsockname()[1]
+
+    def close(self) -> None:
+        """Let go of the port."""
+        self._socket.close()
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
+@dataclass(slots=True)
+class Worker:
+    """A worker as the supervisor sees it. `ready` is None while it starts."""
+
+    job: Job
+    process: asyncio.subprocess.Process | None = None
+    ready: Ready | None = None
+    restarts: int = -1
+
+
+class Supervisor:
+    """Runs workers until stopped."""
+
+    def __init__(self, jobs: Callable[[], list[Job]], drain_grace: float) -> None:
+        self.workers = [Worker(job) for job in jobs()]
+        self._drain_grace = drain_grace
+        self._stopping = False
+        self._tasks: list[asyncio.Task[None]] = []
+        self._changed = asyncio.Condition()
+
+    async def start(self) -> None:
+        """Start all workers and wait until each is ready; RuntimeError if one fails to start."""
+        self._tasks = [asyncio.create_task(self._keep(worker)) for worker in self.workers]
+        try:
+            async with asyncio.timeout(START_TIMEOUT), self._changed:
+                await self._changed.wait_for(
+                    lambda: all(w.ready for w in self.workers) or any(w.restarts > 0 for w in self.workers)
+                )
+        except TimeoutError:
+            pass
+        failed = [worker.job.service for worker in self.workers if worker.ready is None]
+        if failed:
+            await self.stop()
+            raise RuntimeError(f"{', '.join(sorted(set(failed)))} did not start; its log above says why")
+
+    async def stop(self) -> None:
+        """Ask all workers to drain, wait for them, and kill those that do not end."""
+        self._stopping = True
+        for worker in self.workers:
+            if worker.process is not None and worker.process.returncode is None:
+                worker.process.terminate()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=self._drain_grace + KILL_AFTER)
+        for worker in self.workers:
+            if worker.process is not None and worker.process.returncode is None:
+                log.error("worker_killed", service=worker.job.service, pid=worker.process.pid)
+                worker.process.kill()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _keep(self, worker: Worker) -> None:
+        backoff = 0.1
+        while not self._stopping:
+            worker.restarts += 1
+            began = time.monotonic()
+            await self._run_once(worker)
+            worker.ready = None
+            async with self._changed:
+                self._changed.notify_all()
+            if self._stopping:
+                return
+            code = worker.process.returncode if worker.process else None
+            log.error("worker_ended", service=worker.job.service, exit_code=code)
+            backoff = 0.1 if time.monotonic() - began > 10 else min(backoff * 2, MAX_BACKOFF)
+            await asyncio.sleep(backoff)
+
+    async def _run_once(self, worker: Worker) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            worker.process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "inferplane.server.rpc.worker", "--control-fd", str(theirs.fileno()),
+                pass_fds=[theirs.fileno()], stdin=asyncio.subprocess.DEVNULL,
+            )  # fmt: skip
+        reader, writer = await asyncio.open_unix_connection(sock=ours)
+        try:
+            with contextlib.suppress(ConnectionError):
+                writer.write(json.dumps(asdict(worker.job)).encode() + b"\n")
+                await writer.drain()
+                await self._follow(worker, reader)
+            if not self._stopping and worker.process.returncode is None:
+                worker.process.kill()
+            await worker.process.wait()
+        finally:
+            writer.close()
+
+    async def _follow(self, worker: Worker, reader: asyncio.StreamReader) -> None:
+        limit = START_TIMEOUT
+        while True:
+            try:
+                line = await asyncio.wait_for(reader.readline(), limit)
+            except TimeoutError:
+                log.warning("worker_hung", service=worker.job.service, pid=worker.process and worker.process.pid)
+                if self._stopping:
+                    continue
+                return
+            if not line:
+                return
+            message = json.loads(line)
+            if isinstance(message, dict):
+                worker.ready = Ready(**message)
+                async with self._changed:
+                    self._changed.notify_all()
+                limit = HUNG_AFTER

@@ -1,0 +1,114 @@
+"""All settings, read once: from the environment (`INFERPLANE_*`) and an optional TOML file."""
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, SecretStr
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+__all__ = ["ServiceName", "Settings"]
+
+Seconds = Annotated[float, Field(gt=0)]
+Port = Annotated[int, Field(ge=0, le=65535)]
+
+
+class ServiceName(StrEnum):
+    """The four services, in the order in which their default ports follow `base_port`."""
+
+    AUTH = "auth"
+    INFERENCE = "inference"
+    ARTIFACT = "artifact"
+    REPORTING = "reporting"
+
+
+class Settings(BaseSettings):
+    """Effective settings. Times are in seconds, sizes in bytes; port 0 means any free port."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="INFERPLANE_",
+        env_nested_delimiter="__",
+        frozen=True,
+        toml_file="inferplane.toml",
+        extra="ignore",
+    )
+
+    data_dir: Path = Field(Path(".inferplane"), description="Folder that holds all state of this machine.")
+    listen: str = Field("127.0.0.1", description="Address that the services bind.")
+    base_port: Port = Field(50051, description="Port of the auth service; the others follow. 0: any free ports.")
+    metrics_base_port: Port = Field(9464, description="First port of /metrics, one per process. 0: any.")
+    workers: int = Field(1, ge=1, le=64, description="Worker processes per service.")
+
+    database_url: SecretStr | None = Field(
+        None, description="postgresql+asyncpg://… of the owner; unset: the embedded PostgreSQL."
+    )
+    service_database_urls: dict[ServiceName, SecretStr] = Field(
+        default_factory=dict,
+        description="URLs of services that log in as their own role, instead of SET ROLE.",
+    )
+    database_pool_size: int = Field(4, ge=1, description="Connections per worker process.")
+    object_store_url: str | None = Field(
+        None, description="s3://, gs:// or az:// URL for model bytes; unset: a folder of the data directory."
+    )
+    triton_endpoint: str | None = Field(None, description="host:port of Triton; unset: the embedded one.")
+    triton_header_name: str = Field("", description="Metadata name that Triton's calls must carry, if any.")
+    triton_header_value: SecretStr = Field(SecretStr(""), description="The value that goes with it.")
+    endpoints: dict[ServiceName, str] = Field(
+        default_factory=dict, description="host:port of each service, for calls between services."
+    )
+
+    master_key_file: Path | None = Field(
+        None, description="32 random bytes from which storage keys are derived; unset: keys/master.key."
+    )
+    workload_keys_dir: Path | None = Field(
+        None, description="Folder of <service>.jwk and workloads.jwks; unset: keys/ of the data directory."
+    )
+
+    access_token_lifetime: Seconds = Field(600, description="How long an access token is good.")
+    session_lifetime: Seconds = Field(30 * 86400, description="How long a session lasts without a refresh.")
+    policy_max_staleness: Seconds = Field(300, description="How long the data plane goes on without policy.")
+    unary_deadline: Seconds = Field(30, description="Cap of a unary call that names no other.")
+    stream_idle_limit: Seconds = Field(60, description="How long a stream may say nothing.")
+    stream_minimum_rate: float = Field(1024, ge=0, description="Bytes a second that an upload must move.")
+    drain_grace: Seconds = Field(20, description="How long accepted calls may take to finish on a stop.")
+    max_connection_age: Seconds = Field(1800, description="When a client's connection is renewed.")
+    max_message_size: int = Field(4 << 20, ge=1 << 16, description="Largest message of the control plane.")
+    max_tensor_message_size: int = Field(64 << 20, ge=1 << 16, description="Largest message of predictions.")
+    max_artifact_size: int = Field(1 << 31, ge=1, description="Largest model file.")
+    log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="Least level logged.")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """What is passed wins over the environment, which wins over the TOML file."""
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+    @property
+    def keys_dir(self) -> Path:
+        """Where this machine's keys lie."""
+        return self.workload_keys_dir or self.data_dir / "keys"
+
+    @property
+    def master_key_path(self) -> Path:
+        """Where the master key lies."""
+        return self.master_key_file or self.data_dir / "keys" / "master.key"
+
+    def to_worker(self) -> str:
+        """These settings as JSON with their secrets, for a worker's standard input and nothing else."""
+
+        def reveal(value: object) -> str:
+            return value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+
+        return json.dumps(self.model_dump(), default=reveal)

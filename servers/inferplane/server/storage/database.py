@@ -1,0 +1,102 @@
+"""The engine of one service: its role, its pool, and what a failing database looks like to callers."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import asyncpg
+from sqlalchemy import URL, make_url
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from inferplane.common.v1.errors_pb2 import ErrorReason
+from inferplane.server.errors import InferplaneError
+from inferplane.server.settings import ServiceName, Settings
+
+__all__ = ["Database", "asyncpg_dsn", "database_url", "role_of"]
+
+CONNECT_TIMEOUT = 3.0
+COMMAND_TIMEOUT = 15.0
+POOL_TIMEOUT = 5.0
+
+_OUTAGES = (OperationalError, InterfaceError, PoolTimeoutError, OSError, TimeoutError)
+_OUTAGE_STATES = ("08", "57P", "53")
+"""SQLSTATE classes of a lost connection, an operator's intervention and exhausted resources."""
+
+
+def role_of(service: ServiceName) -> str:
+    """The database role that a service works as."""
+    return f"inferplane_{service}"
+
+
+def database_url(settings: Settings, service: ServiceName) -> tuple[URL, str | None]:
+    """The URL to connect to and the role to take there; no role where the service has a login of its own."""
+    own = settings.service_database_urls.get(service)
+    if own is not None:
+        return make_url(own.get_secret_value()), None
+    if settings.database_url is None:
+        raise ValueError("no database: set INFERPLANE_DATABASE_URL, or let `inferplane up` start its own")
+    return make_url(settings.database_url.get_secret_value()), role_of(service)
+
+
+def asyncpg_dsn(url: URL) -> str:
+    """The same database in the form that asyncpg itself takes."""
+    return url.set(drivername="postgresql").render_as_string(hide_password=False)
+
+
+def _is_outage(error: BaseException) -> bool:
+    if isinstance(error, DBAPIError) and error.orig is not None:
+        state = getattr(error.orig, "sqlstate", None) or ""
+        return isinstance(error, OperationalError | InterfaceError) or state.startswith(_OUTAGE_STATES)
+    if isinstance(error, asyncpg.PostgresError):
+        return (error.sqlstate or "").startswith(_OUTAGE_STATES)
+    return isinstance(error, (*_OUTAGES, asyncpg.InterfaceError))
+
+
+@asynccontextmanager
+async def outages_as_unavailable() -> AsyncIterator[None]:
+    """Turn the many faces of an unreachable database into DEPENDENCY_UNAVAILABLE."""
+    try:
+        yield
+    except InferplaneError:
+        raise
+    except Exception as error:
+        if not _is_outage(error):
+            raise
+        raise InferplaneError(
+            ErrorReason.ERROR_REASON_DEPENDENCY_UNAVAILABLE, retry_after=1.0, dependency="database"
+        ) from error
+
+
+class Database:
+    """Connections of one service, taken as its role and with its schema on the search path."""
+
+    def __init__(self, settings: Settings, service: ServiceName) -> None:
+        url, role = database_url(settings, service)
+        server_settings = {"application_name": f"inferplane-{service}", "search_path": service.value}
+        if role is not None:
+            server_settings["role"] = role
+        self.service = service
+        self._engine: AsyncEngine = create_async_engine(
+            url,
+            pool_size=settings.database_pool_size,
+            max_overflow=settings.database_pool_size,
+            pool_timeout=POOL_TIMEOUT,
+            pool_pre_ping=True,
+            connect_args={
+                "timeout": CONNECT_TIMEOUT,
+                "command_timeout": COMMAND_TIMEOUT,
+                "server_settings": server_settings,
+            },
+        )
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[AsyncConnection]:
+        """One transaction, rolled back unless it is committed inside."""
+        async with outages_as_unavailable(), self._engine.connect() as connection:
+            yield connection
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await asyncio.shield(self._engine.dispose())

@@ -1,0 +1,171 @@
+"""The access token is renewed once for all who wait for it, and never twice with one refresh token."""
+
+import asyncio
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import grpc
+import pytest
+from tests.support.fake_serving import FakeMesh
+
+from inferplane.client import FileStore, Inferplane, MemoryStore, Password, Tokens, errors
+
+_REFRESHER = """
+import asyncio, sys
+from pathlib import Path
+from inferplane.client import Inferplane
+
+async def main():
+    async with Inferplane.from_profile(Path(sys.argv[1])) as plane:
+        await plane.auth.access_token()
+        print("loaded", flush=True)
+        await asyncio.to_thread(sys.stdin.readline)
+        print(await plane.auth.refresh(), flush=True)
+
+asyncio.run(main())
+"""
+
+
+def _expiring(tokens: Tokens) -> Tokens:
+    now = datetime.now(UTC)
+    return Tokens(
+        tokens.access_token,
+        now + timedelta(seconds=1),
+        tokens.refresh_token,
+        now + timedelta(days=1),
+        received=now - timedelta(minutes=10),
+    )
+
+
+async def test_a_password_opens_a_session(mesh: FakeMesh) -> None:
+    credentials = Password("alice", "correct horse battery")
+    async with Inferplane.connect(mesh.endpoints, credentials) as plane:
+        assert (await plane.auth.whoami()).subject == "users/alice"
+
+
+async def test_a_wrong_password_is_unauthenticated(mesh: FakeMesh) -> None:
+    with pytest.raises(errors.Unauthenticated) as caught:
+        async with Inferplane.connect(mesh.endpoints, Password("alice", "wrong")):
+            pass
+    assert caught.value.reason == "LOGIN_FAILED"
+
+
+async def test_raw_stubs_carry_the_token(mesh: FakeMesh, plane: Inferplane) -> None:
+    from inferplane.auth.v1.auth_service_pb2 import WhoAmIRequest
+
+    answer = await plane.auth.service.WhoAmI(WhoAmIRequest())
+    assert answer.identity.subject == "users/alice"
+
+
+async def test_an_expired_token_is_refreshed_and_the_call_repeated(mesh: FakeMesh, plane: Inferplane) -> None:
+    mesh.fakes.expire_tokens()
+    await plane.auth.whoami()
+    assert mesh.fakes.calls == ["WhoAmI", "RefreshToken", "WhoAmI"]
+
+
+async def test_concurrent_calls_share_one_refresh(mesh: FakeMesh, plane: Inferplane) -> None:
+    mesh.fakes.expire_tokens()
+    await asyncio.gather(*(plane.auth.whoami() for _ in range(20)))
+    assert (mesh.auth.refreshes, mesh.auth.reuses) == (1, 0)
+
+
+async def test_a_token_about_to_expire_is_refreshed_before_the_call(mesh: FakeMesh) -> None:
+    store = MemoryStore(_expiring(Tokens.of(mesh.auth.issue())))
+    async with Inferplane.connect(mesh.endpoints, store) as plane:
+        await plane.auth.whoami()
+    assert mesh.fakes.calls == ["RefreshToken", "WhoAmI"]
+
+
+async def test_auth_being_away_does_not_stop_calls_while_the_token_is_good(mesh: FakeMesh) -> None:
+    mesh.fault("RefreshToken", grpc.StatusCode.UNAVAILABLE, times=9)
+    store = MemoryStore(_expiring(Tokens.of(mesh.auth.issue())))
+    async with Inferplane.connect(mesh.endpoints, store) as plane:
+        await plane.auth.whoami()
+
+
+async def test_a_clock_that_is_ahead_does_not_make_every_call_refresh(mesh: FakeMesh) -> None:
+    mesh.auth.lifetime = timedelta(minutes=-5)
+    async with Inferplane.connect(mesh.endpoints, Tokens.of(mesh.auth.issue())) as plane:
+        await plane.auth.whoami()
+    assert mesh.auth.refreshes == 0
+
+
+async def test_a_cancelled_call_does_not_lose_the_refreshed_tokens(mesh: FakeMesh) -> None:
+    store = MemoryStore(_expiring(Tokens.of(mesh.auth.issue())))
+    asked, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slowly(token: str) -> Tokens:
+        asked.set()
+        await go_on.wait()
+        return Tokens.of(mesh.auth.issue())
+
+    async with Inferplane.connect(mesh.endpoints, store) as plane:
+        plane._refresh = slowly  # type: ignore[method-assign] # holds the refresh where the cancellation comes
+        plane.auth._session._refresh = slowly
+        call = asyncio.create_task(plane.auth.whoami())
+        await asked.wait()
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        go_on.set()
+    saved = await store.load()
+    assert saved is not None
+    assert saved.access_token == "access-1"
+
+
+async def test_a_session_that_is_over_is_forgotten(mesh: FakeMesh) -> None:
+    store = MemoryStore(Tokens.of(mesh.auth.issue()))
+    mesh.auth.refresh_tokens.clear()
+    mesh.fakes.expire_tokens()
+    async with Inferplane.connect(mesh.endpoints, store) as plane:
+        with pytest.raises(errors.Unauthenticated) as caught:
+            await plane.auth.whoami()
+    assert (caught.value.reason, await store.load()) == ("REFRESH_TOKEN_REUSED", None)
+
+
+async def test_an_access_token_alone_cannot_be_refreshed(mesh: FakeMesh) -> None:
+    token = mesh.auth.issue().access_token
+    mesh.fakes.expire_tokens()
+    async with Inferplane.connect(mesh.endpoints, token) as plane:
+        with pytest.raises(errors.Unauthenticated) as caught:
+            await plane.auth.whoami()
+    assert (caught.value.reason, mesh.auth.refreshes) == ("TOKEN_EXPIRED", 0)
+
+
+async def test_logout_forgets_the_tokens_even_where_the_session_is_over(mesh: FakeMesh) -> None:
+    store = MemoryStore(Tokens.of(mesh.auth.issue()))
+    mesh.fakes.tokens.clear()
+    async with Inferplane.connect(mesh.endpoints, store) as plane:
+        await plane.auth.logout()
+    assert await store.load() is None
+
+
+async def test_processes_that_share_the_credentials_share_one_refresh(mesh: FakeMesh, tmp_path: Path) -> None:
+    from inferplane.client.endpoints import save_profile
+
+    save_profile(mesh.endpoints, tmp_path)
+    await FileStore(mesh.endpoints, tmp_path).save(Tokens.of(mesh.auth.issue()))
+    pipe = asyncio.subprocess.PIPE
+    processes = [
+        await asyncio.create_subprocess_exec(sys.executable, "-c", _REFRESHER, str(tmp_path), stdin=pipe, stdout=pipe)
+        for _ in range(2)
+    ]
+    for process in processes:
+        assert process.stdout is not None
+        assert await process.stdout.readline() == b"loaded\n"
+    answers = await asyncio.gather(*(process.communicate(b"go\n") for process in processes))
+    assert [output for output, _ in answers] == [b"access-1\n"] * 2
+    assert (mesh.auth.refreshes, mesh.auth.reuses) == (1, 0)
+
+
+async def test_two_clients_of_one_file_share_one_refresh(mesh: FakeMesh, tmp_path: Path) -> None:
+    await FileStore(mesh.endpoints, tmp_path).save(Tokens.of(mesh.auth.issue()))
+    mesh.fakes.expire_tokens()
+    stores = [FileStore(mesh.endpoints, tmp_path) for _ in range(2)]
+    async with (
+        Inferplane.connect(mesh.endpoints, stores[0]) as one,
+        Inferplane.connect(mesh.endpoints, stores[1]) as two,
+    ):
+        await asyncio.gather(one.auth.whoami(), two.auth.whoami())
+    assert (mesh.auth.refreshes, mesh.auth.reuses) == (1, 0)
