@@ -1,7 +1,5 @@
 """The auth and artifact services in memory, with faults on demand; `fake_serving` has the rest."""
 
-# ruff: noqa: N802 - the contract names the methods
-
 import hashlib
 import json
 from collections.abc import AsyncIterator

@@ -1,7 +1,5 @@
 """The inference and reporting services in memory, and all four behind one port."""
 
-# ruff: noqa: N802 - the contract names the methods
-
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any

@@ -67,8 +67,7 @@ class Mesh:
 
     async def until_policy(self, condition: Callable[[Any], bool]) -> None:
         """Wait until `condition` holds of every service's snapshot."""
-        for service in self.services.values():
-            await until(lambda service=service: condition(service.policy.snapshot))
+        await until(lambda: all(condition(service.policy.snapshot) for service in self.services.values()))
 
 
 @asynccontextmanager

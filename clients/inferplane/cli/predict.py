@@ -52,10 +52,9 @@ def predict(
     names.model_id(deployment, "deployment")
     if bool(inputs) == (json_file is not None):
         raise typer.BadParameter("give the inputs either with --input or with --json")
-    chosen = output or (Output.JSON if invocation.as_json else Output.TABLE)
-    if (chosen is Output.NPY) != (folder is not None):
+    if (output is Output.NPY) != (folder is not None):
         raise typer.BadParameter("DIR and --output npy go together")
-    invocation.as_json = invocation.as_json or chosen is Output.JSON
+    invocation.as_json = output is Output.JSON or invocation.as_json
     with invocation.plane() as plane:
         arrays = tensor_files.from_npy(inputs) if inputs else _from_json(plane, deployment, json_file or "-")
         prediction = plane.inference.predict(deployment, arrays, client_request_id=client_request_id)

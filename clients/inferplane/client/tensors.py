@@ -2,7 +2,7 @@
 
 import math
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -108,22 +108,32 @@ def _elements(tensor: Tensor) -> Iterator[bytes]:
 def _decode_typed(tensor: Tensor) -> Array:
     if tensor.WhichOneof("values") == "strings":
         return _objects([text.encode() for text in tensor.strings.values])
-    try:
-        return np.array(_numbers(tensor), dtype=_dtype(tensor).newbyteorder("="))
-    except (OverflowError, ValueError) as error:
-        raise _malformed(tensor, "a value does not fit") from error
+    dtype = _dtype(tensor)
+    values = _typed_values(tensor)
+    if _family(values.dtype) != _family(dtype):
+        raise _malformed(tensor, "values of another type")
+    with np.errstate(over="ignore"):
+        converted = values.astype(dtype.newbyteorder("="))
+    # Integers that do not fit wrap around silently.
+    if _family(dtype) == "i" and not np.array_equal(converted, values):
+        raise _malformed(tensor, "a value does not fit")
+    return converted
 
 
-def _numbers(tensor: Tensor) -> Sequence[bool] | Sequence[int] | Sequence[float]:
+def _family(dtype: np.dtype[Any]) -> str:
+    return "i" if dtype.kind == "u" else dtype.kind
+
+
+def _typed_values(tensor: Tensor) -> Array:
     match tensor.WhichOneof("values"):
         case "bools":
-            return tensor.bools.values
+            return np.array(tensor.bools.values, dtype=np.bool_)
         case "ints":
-            return tensor.ints.values
+            return np.array(tensor.ints.values, dtype=np.int64)
         case "uints":
-            return tensor.uints.values
+            return np.array(tensor.uints.values, dtype=np.uint64)
         case _:
-            return tensor.doubles.values
+            return np.array(tensor.doubles.values, dtype=np.float64)
 
 
 def _dtype(tensor: Tensor) -> np.dtype[Any]:

@@ -7,7 +7,7 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 import grpc
 
@@ -18,6 +18,7 @@ from inferplane.client.errors import (
     DataLoss,
     DigestMismatch,
     InferplaneClientError,
+    Internal,
     NotFound,
     Unavailable,
     translate,
@@ -29,11 +30,25 @@ Progress = Callable[[int, int], None]
 
 MESSAGE_BYTES = 1024 * 1024
 _UPLOADS = uuid.UUID("6f0f3f0e-6a0b-5d6e-9a53-7a2c1f9d7c11")
+_HIDDEN = "Internal error from Core"
 _RESUMABLE = {"UPLOAD_BUSY", "WRITE_OFFSET_MISMATCH", "STREAM_STALLED", "TOKEN_EXPIRED"}
+
+
+def _open(path: Path, mode: Literal["rb", "xb"]) -> BinaryIO:
+    # Not in a thread: a task that is cancelled meanwhile would leave the file open behind it.
+    return path.open(mode)
 
 
 def _resumable(error: InferplaneClientError) -> bool:
     return isinstance(error, Unavailable) or error.reason in _RESUMABLE
+
+
+def _write_failed(error: InferplaneClientError) -> InferplaneClientError:
+    # A write that fails because the service ended the stream hides the service's own status (grpc#36066). Another
+    # try meets that status again, unless it was temporary.
+    if isinstance(error, Internal) and error.message == _HIDDEN:
+        return Unavailable("the service ended the stream")
+    return error
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +88,7 @@ class Upload:
         self._stall = Stall(backoff)
         self._progress = progress
         self._read_error: OSError | None = None
+        self._ended: Callable[[], bool] = lambda: False
 
     async def run(self) -> None:
         """Bring the upload to completion, from wherever it stands.
@@ -103,11 +119,13 @@ class Upload:
             return upload_pb2.Upload(name=self._name)
 
     async def _write(self, offset: int) -> upload_pb2.Upload:
-        call = self._stub.WriteArtifact(self._messages(offset))
+        self._ended = lambda: call.done()
+        file = _open(self._file.path, "rb")
+        call = self._stub.WriteArtifact(self._messages(file, offset))
         try:
             return (await call).upload
         except grpc.aio.AioRpcError as error:
-            raise translate(error) from error
+            raise _write_failed(translate(error)) from error
         except asyncio.CancelledError:
             # grpc.aio cancels the call when the messages cannot be made, and hides why.
             if self._read_error is not None:
@@ -115,10 +133,14 @@ class Upload:
             raise
         finally:
             call.cancel()
+            file.close()
 
-    async def _messages(self, offset: int) -> AsyncIterator[artifact_service_pb2.WriteArtifactRequest]:
+    async def _messages(self, file: BinaryIO, offset: int) -> AsyncIterator[artifact_service_pb2.WriteArtifactRequest]:
         try:
-            async for position, data in self._pieces(offset):
+            async for position, data in self._pieces(file, offset):
+                # Writing to a stream that the service has ended would hide the service's status.
+                if self._ended():
+                    return
                 yield artifact_service_pb2.WriteArtifactRequest(upload=self._name, write_offset=position, data=data)
                 if self._progress is not None:
                     self._progress(position + len(data), self._file.size)
@@ -133,18 +155,14 @@ class Upload:
             ),
         )
 
-    async def _pieces(self, offset: int) -> AsyncIterator[tuple[int, bytes]]:
-        file = await asyncio.to_thread(self._file.path.open, "rb")
-        try:
-            await asyncio.to_thread(file.seek, offset)
-            while offset < self._file.size:
-                data = await asyncio.to_thread(file.read, min(MESSAGE_BYTES, self._file.size - offset))
-                if not data:
-                    raise OSError(f"{self._file.path} became shorter while it was uploaded")
-                yield offset, data
-                offset += len(data)
-        finally:
-            file.close()
+    async def _pieces(self, file: BinaryIO, offset: int) -> AsyncIterator[tuple[int, bytes]]:
+        await asyncio.to_thread(file.seek, offset)
+        while offset < self._file.size:
+            data = await asyncio.to_thread(file.read, min(MESSAGE_BYTES, self._file.size - offset))
+            if not data:
+                raise OSError(f"{self._file.path} became shorter while it was uploaded")
+            yield offset, data
+            offset += len(data)
 
     def _check(self, upload: upload_pb2.Upload) -> None:
         if not upload.complete or upload.digest != self._file.digest:
@@ -180,7 +198,7 @@ class Download:
 
         Raises DigestMismatch where the bytes are not the version's, OSError where they cannot be written.
         """
-        file = await asyncio.to_thread(self._temporary.open, "xb")
+        file = _open(self._temporary, "xb")
         try:
             await self._fetch(file, authenticate)
             await asyncio.to_thread(self._publish, file)

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import structlog
@@ -27,11 +27,15 @@ from inferplane.server.storage.migrate import check_version
 from inferplane.server.storage.pages import PageTokens
 from inferplane.server.storage.unit_of_work import UnitOfWorkFactory
 
+if TYPE_CHECKING:
+    from inferplane.server.inference.triton_link import TritonLink
+
 __all__ = ["Core", "RunningService", "run_service"]
 
 log = structlog.get_logger()
 
 DATABASE = "database"
+TRITON = "triton"
 HOUSEKEEPING_INTERVAL = 3600.0
 JWKS_TIMEOUT = 3.0
 
@@ -49,6 +53,8 @@ class Core:
     pages: PageTokens
     policy: PolicySource
     signer: WorkloadSigner
+    verifier: Verifier
+    deadlines: DeadlinePolicy
     registry: CollectorRegistry
     server: RpcServer
     stack: AsyncExitStack
@@ -115,7 +121,7 @@ async def run_service(service: ServiceName, settings: Settings, *addresses: str)
     url, role = database_url(settings, service)
     await check_version(url)
     async with AsyncExitStack() as stack:
-        core = _core(service, settings, PolicySource(url, role), stack)
+        core = _core(service, settings, PolicySource(url, role, settings.policy_max_staleness), stack)
         stack.push_async_callback(core.database.close)
         stack.push_async_callback(core.tasks.stop)
         core.policy.on_availability(lambda up: core.server.health.report(DATABASE, up))
@@ -134,12 +140,9 @@ def _core(service: ServiceName, settings: Settings, policy: PolicySource, stack:
     units_of_work = UnitOfWorkFactory(database, master)
     registry = CollectorRegistry()
     jwks = JwksCache(_jwks_source(service, settings, database, stack))
-    guards = Guards(
-        verifier=Verifier(jwks, load_workload_keys(settings.keys_dir), service),
-        policy=lambda: policy.snapshot,
-        deadlines=DeadlinePolicy(settings.unary_deadline, settings.stream_idle_limit, settings.stream_minimum_rate),
-        registry=registry,
-    )
+    verifier = Verifier(jwks, load_workload_keys(settings.keys_dir), service)
+    deadlines = DeadlinePolicy(settings.unary_deadline, settings.stream_idle_limit, settings.stream_minimum_rate)
+    guards = Guards(verifier=verifier, policy=policy.current, deadlines=deadlines, registry=registry)
     tensors = service is ServiceName.INFERENCE
     message_size = settings.max_tensor_message_size if tensors else settings.max_message_size
     return Core(
@@ -152,6 +155,8 @@ def _core(service: ServiceName, settings: Settings, policy: PolicySource, stack:
         pages=PageTokens(master),
         policy=policy,
         signer=WorkloadSigner(settings.keys_dir, service),
+        verifier=verifier,
+        deadlines=deadlines,
         registry=registry,
         server=RpcServer(settings, guards, max_message_size=message_size),
         stack=stack,
@@ -199,12 +204,94 @@ async def _compose_auth(core: Core) -> None:
     )
     await flow.ensure_signing_key()
     core.tasks.every(HOUSEKEEPING_INTERVAL, "forget_expired", flow.forget_expired)
-    auth = service.AuthService(flow, lambda: core.policy.snapshot)
+    auth = service.AuthService(flow, core.policy.current)
     identity = service.IdentityService(identities.Identities(hasher), core.mutations, core.database, core.pages)
     core.server.add_service(auth_service_pb2_grpc.add_AuthServiceServicer_to_server, auth, (DATABASE,))
     core.server.add_service(identity_service_pb2_grpc.add_IdentityServiceServicer_to_server, identity, (DATABASE,))
 
 
+async def _compose_inference(core: Core) -> None:
+    from inferplane.artifact.v1 import artifact_service_pb2_grpc, model_registry_service_pb2_grpc
+    from inferplane.inference.v1 import deployment_service_pb2_grpc, inference_service_pb2_grpc
+    from inferplane.reporting.v1 import reporting_service_pb2_grpc
+    from inferplane.server.inference import (
+        deployments,
+        forwarder,
+        model_source,
+        open_inference,
+        reconciler,
+        recorder,
+        service,
+        triton_link,
+        triton_model,
+    )
+
+    link = _triton_link(core)
+    artifact_channel = core.channel(ServiceName.ARTIFACT)
+    source = model_source.ModelSource(
+        model_registry_service_pb2_grpc.ModelRegistryServiceStub(artifact_channel),
+        artifact_service_pb2_grpc.ArtifactServiceStub(artifact_channel),
+        lambda caller: core.signer.metadata(ServiceName.ARTIFACT, caller),
+    )
+    records = recorder.Recorder(
+        recorder.ReportingSink(
+            reporting_service_pb2_grpc.ReportingServiceStub(core.channel(ServiceName.REPORTING)),
+            lambda: core.signer.metadata(ServiceName.REPORTING),
+        ),
+        core.registry,
+    )
+    core.stack.push_async_callback(records.flush)
+    core.tasks.start("recorder", records.run)
+
+    loader = triton_model.TritonModels(link.stub, metadata=link.metadata)
+    reconcile = reconciler.Reconciler(core.policy.connect, core.database, core.units_of_work, link, loader, source)
+    core.policy.on_refresh(reconcile.wake)
+    core.tasks.start("reconciler", reconcile.run)
+    monitor = triton_link.TritonMonitor(
+        link,
+        lambda: [(route.deployment, route.version) for route in core.policy.snapshot.routes.values() if route.ready],
+        lambda up: core.server.health.report(TRITON, up),
+    )
+    core.tasks.start("triton_monitor", monitor.run)
+
+    forward = forwarder.Forwarder(link, core.policy.current, records, core.settings.unary_deadline)
+    fused = open_inference.fused_handlers(forward, core.verifier, core.server.calls, core.deadlines)
+    governed = open_inference.governed_handlers(link, core.policy.current)
+    # The main service first: the server as a whole serves as long as it does, with or without the database.
+    core.server.add_handlers(triton_link.SERVICE, governed, (TRITON,), fused=fused)
+    typed = service.InferenceService(forward)
+    core.server.add_service(inference_service_pb2_grpc.add_InferenceServiceServicer_to_server, typed, (TRITON,))
+    deployment = service.DeploymentService(
+        deployments.Deployments(), source, core.mutations, core.database, core.pages, core.policy.current
+    )
+    core.server.add_service(
+        deployment_service_pb2_grpc.add_DeploymentServiceServicer_to_server, deployment, (DATABASE,)
+    )
+
+
+def _triton_link(core: Core) -> "TritonLink":
+    from inferplane.server.inference.triton_link import TritonLink
+
+    settings = core.settings
+    if settings.triton_endpoint is None:
+        raise ValueError("no Triton: set INFERPLANE_TRITON_ENDPOINT, or let `inferplane up` start its own")
+    secret = settings.triton_header_value.get_secret_value()
+    header = (settings.triton_header_name, secret) if settings.triton_header_name else None
+    link = TritonLink(settings.triton_endpoint, header, settings.max_tensor_message_size)
+    core.stack.push_async_callback(link.channel.close)
+    return link
+
+
+async def _compose_reporting(core: Core) -> None:
+    from inferplane.reporting.v1 import reporting_service_pb2_grpc
+    from inferplane.server.reporting import service
+
+    reporting = service.ReportingService(core.database, core.units_of_work)
+    core.server.add_service(reporting_service_pb2_grpc.add_ReportingServiceServicer_to_server, reporting, (DATABASE,))
+
+
 _COMPOSERS: dict[ServiceName, Callable[[Core], Awaitable[None]]] = {
     ServiceName.AUTH: _compose_auth,
+    ServiceName.INFERENCE: _compose_inference,
+    ServiceName.REPORTING: _compose_reporting,
 }

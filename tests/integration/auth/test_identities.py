@@ -30,7 +30,7 @@ async def rows(url: URL, query: str, *arguments: Any) -> list[Any]:
 
 
 def new_user(name: str = "alice", **fields: str) -> pb.CreateUserRequest:
-    return pb.CreateUserRequest(user_id=name, password=PASSWORD, **fields)  # type: ignore[arg-type] # strings all
+    return pb.CreateUserRequest(user_id=name, password=PASSWORD, **fields)
 
 
 async def test_a_new_user_may_log_in_and_do_nothing(mesh: Mesh) -> None:

@@ -251,4 +251,6 @@ async def test_stop_forces_a_server_that_does_not_react(data_dir: Path) -> None:
     await postgres.stop()
     await postgres.stop()
     assert await postgres.wait() == -signal.SIGKILL
-    await until(lambda: not processes_in(data_dir / "cluster", "postgres"))
+    await postgres.start()
+    await postgres.stop()
+    assert await postgres.wait() == 0

@@ -14,6 +14,10 @@ _HERE = Endpoints("localhost:1", "localhost:2", "localhost:3", "localhost:4")
 _THERE = Endpoints("elsewhere:1", "localhost:2", "localhost:3", "localhost:4")
 
 
+def _names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
 def _mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
@@ -59,7 +63,7 @@ async def test_malformed_credentials_say_what_to_do(tmp_path: Path, content: str
 async def test_nothing_but_the_files_is_left_behind(tmp_path: Path) -> None:
     await FileStore(_HERE, tmp_path).save(Tokens("secret"))
     save_profile(_HERE, tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["credentials.json", "profile.json"]
+    assert _names(tmp_path) == ["credentials.json", "profile.json"]
 
 
 def test_tokens_do_not_show_in_a_repr() -> None:

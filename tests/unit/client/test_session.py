@@ -101,7 +101,6 @@ async def test_a_cancelled_call_does_not_lose_the_refreshed_tokens(mesh: FakeMes
         return Tokens.of(mesh.auth.issue())
 
     async with Inferplane.connect(mesh.endpoints, store) as plane:
-        plane._refresh = slowly  # type: ignore[method-assign] # holds the refresh where the cancellation comes
         plane.auth._session._refresh = slowly
         call = asyncio.create_task(plane.auth.whoami())
         await asked.wait()

@@ -64,6 +64,9 @@ def test_types_without_a_datatype_are_refused(array: Array) -> None:
         Tensor(datatype="BYTES", shape=[1], raw=b"\x05\x00\x00\x00ab"),
         Tensor(datatype="BYTES", shape=[1], raw=b"\x05\x00"),
         Tensor(datatype="INT8", shape=[1], ints=Tensor.IntValues(values=[300])),
+        Tensor(datatype="UINT8", shape=[1], ints=Tensor.IntValues(values=[-1])),
+        Tensor(datatype="FP32", shape=[1], ints=Tensor.IntValues(values=[1])),
+        Tensor(datatype="INT8", shape=[1], bools=Tensor.BoolValues(values=[True])),
     ],
 )
 def test_malformed_tensors_are_refused(tensor: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""The first administrator: there is no default password, and without an administrator nobody could be granted a role."""
+"""The first administrator: there is no default password, and without one nobody could be granted a role."""
 
 from inferplane.server.auth.identities import Identities
 from inferplane.server.auth.passwords import Passwords

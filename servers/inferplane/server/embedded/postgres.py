@@ -40,7 +40,7 @@ _INITDB_SECONDS = 120.0
 _START_SECONDS = 120.0  # a crash may leave up to max_wal_size to replay
 _CONNECT_SECONDS = 5.0
 _IMMEDIATE_SECONDS = 5.0
-_LINGER_SECONDS = 2.0
+_LINGER_SECONDS = 1.0
 _POLL_SECONDS = 0.01
 
 _SOCKET_PATH_BYTES = 107  # sun_path of unix(7), without its final NUL

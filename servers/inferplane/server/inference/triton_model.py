@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import partial
 from importlib.resources import files
 from typing import Any
 
@@ -10,9 +11,11 @@ from tritonclient.grpc import service_pb2
 
 from inferplane.server.tensors import Signature, TensorSpec
 
-__all__ = ["TritonModels", "model_config", "model_files"]
+__all__ = ["DIGEST_PARAMETER", "TritonModels", "model_config", "model_files"]
 
 Metadata = tuple[tuple[str, str], ...]
+
+DIGEST_PARAMETER = "inferplane_digest"
 
 # Triton 2.51 says the first, older ones the second.
 _NO_BACKEND = re.compile(
@@ -20,7 +23,7 @@ _NO_BACKEND = re.compile(
 )
 
 
-def model_config(name: str, version: int, signature: Signature, *, native: bool) -> str:
+def model_config(name: str, version: int, signature: Signature, *, native: bool, digest: str = "") -> str:
     """Triton's model configuration, as JSON for the parameter `config` of RepositoryModelLoad.
 
     Triton serves exactly `version` under `name`. It does no batching, so `dims` are whole shapes with -1
@@ -35,6 +38,7 @@ def model_config(name: str, version: int, signature: Signature, *, native: bool)
             "version_policy": {"specific": {"versions": [version]}},
             "input": [_tensor(spec) for spec in signature.inputs],
             "output": [_tensor(spec) for spec in signature.outputs],
+            "parameters": {DIGEST_PARAMETER: {"string_value": digest}},
             # The native backend takes a GPU where there is one; the shim computes on the CPU alone, in one
             # process a model, because each holds the whole model.
             "instance_group": [{"kind": "KIND_AUTO" if native else "KIND_CPU", "count": 1}],
@@ -63,20 +67,29 @@ class TritonModels:
         self._native: bool | None = None
 
     async def load(
-        self, name: str, version: int, signature: Signature, model: bytes, *, timeout: float | None = None
+        self,
+        name: str,
+        version: int,
+        signature: Signature,
+        model: bytes,
+        *,
+        digest: str = "",
+        timeout: float | None = None,
     ) -> None:
         """Load `version` of the model in place of any other; returns when it is ready.
 
         If that fails, Triton goes on with the version it had. Raises grpc.aio.AioRpcError.
         """
         native = self._native is not False
+        configure = partial(model_config, name, version, signature, digest=digest)
+        files = partial(model_files, version, model)
         try:
-            await self._load(name, version, signature, model, native, timeout)
+            await self._load(name, configure(native=native), files(native=native), timeout)
         except grpc.aio.AioRpcError as error:
             if self._native is not None or not _NO_BACKEND.search(error.details() or ""):
                 raise
             native = False
-            await self._load(name, version, signature, model, native, timeout)
+            await self._load(name, configure(native=native), files(native=native), timeout)
         self._native = native
 
     async def unload(self, name: str, *, timeout: float | None = None) -> None:
@@ -87,12 +100,10 @@ class TritonModels:
         request = service_pb2.RepositoryModelUnloadRequest(model_name=name)
         await self._stub.RepositoryModelUnload(request, metadata=self._metadata, timeout=timeout)
 
-    async def _load(
-        self, name: str, version: int, signature: Signature, model: bytes, native: bool, timeout: float | None
-    ) -> None:
+    async def _load(self, name: str, config: str, files: dict[str, bytes], timeout: float | None) -> None:
         request = service_pb2.RepositoryModelLoadRequest(model_name=name)
-        request.parameters["config"].string_param = model_config(name, version, signature, native=native)
-        for file, content in model_files(version, model, native=native).items():
+        request.parameters["config"].string_param = config
+        for file, content in files.items():
             request.parameters[file].bytes_param = content
         await self._stub.RepositoryModelLoad(request, metadata=self._metadata, timeout=timeout)
 

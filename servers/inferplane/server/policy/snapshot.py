@@ -7,6 +7,7 @@ from functools import lru_cache
 
 from inferplane.common.v1.access_pb2 import Permission
 from inferplane.server.policy.roles import ROLE_PERMISSIONS
+from inferplane.server.tensors import Signature
 
 __all__ = ["EMPTY", "GrantRow", "PolicySnapshot", "Route", "compile_snapshot"]
 
@@ -27,13 +28,15 @@ class GrantRow:
 class Route:
     """One row of the view `policy.routes`: what a deployment's name leads to.
 
-    `label_output` is the output from which predicted classes are recorded, or empty.
+    `signature` is what callers must send; `label_output` is the output from which predicted classes are recorded,
+    or empty.
     """
 
     deployment: str
     model: str
     version: int
     digest: str
+    signature: Signature
     label_output: str
     ready: bool
 

@@ -9,8 +9,11 @@ import asyncpg
 import structlog
 from sqlalchemy import URL
 
+from inferplane.common.v1.errors_pb2 import ErrorReason
+from inferplane.server.errors import InferplaneError
 from inferplane.server.policy.snapshot import EMPTY, GrantRow, PolicySnapshot, Route, compile_snapshot
 from inferplane.server.storage.database import asyncpg_dsn
+from inferplane.server.tensors import signature_from_bytes
 
 __all__ = ["PolicySource"]
 
@@ -20,14 +23,18 @@ CHECK_INTERVAL = 1.0
 ANSWER_TIMEOUT = 2.0
 
 
+def _route(row: asyncpg.Record) -> Route:
+    return Route(**{**row, "signature": signature_from_bytes(row["signature"])})
+
+
 class PolicySource:
     """One connection that listens. Losing it is also how a service learns that its database is down.
 
-    `snapshot` is always usable; `confirmed_age` says for how many seconds the tables could not be asked whether
-    it is still right.
+    A snapshot is used for up to `max_staleness` seconds after the tables last confirmed it.
     """
 
-    def __init__(self, url: URL, role: str | None) -> None:
+    def __init__(self, url: URL, role: str | None, max_staleness: float) -> None:
+        self._max_staleness = max_staleness
         self._dsn = asyncpg_dsn(url)
         self._role = role
         self._watchers: list[Callable[[bool], None]] = []
@@ -38,10 +45,11 @@ class PolicySource:
         self._subscribers: list[Callable[[], None]] = []
         self.snapshot: PolicySnapshot = EMPTY
 
-    @property
-    def confirmed_age(self) -> float:
-        """Seconds since the tables last confirmed the snapshot; infinite before the first time."""
-        return time.monotonic() - self._confirmed_at
+    def current(self) -> PolicySnapshot:
+        """The snapshot to decide by; POLICY_STALE if it is too old to."""
+        if time.monotonic() - self._confirmed_at > self._max_staleness:
+            raise InferplaneError(ErrorReason.ERROR_REASON_POLICY_STALE, retry_after=1.0)
+        return self.snapshot
 
     def on_availability(self, callback: Callable[[bool], None]) -> None:
         """Call `callback` when the database comes or goes."""
@@ -66,11 +74,15 @@ class PolicySource:
                 self._set_available(False)
                 await asyncio.sleep(0.25)
 
-    async def _follow(self) -> None:
+    async def connect(self) -> asyncpg.Connection:
+        """A connection outside the pool, for listening and for session locks; the caller closes it."""
         settings = {"role": self._role} if self._role else {}
-        connection = await asyncpg.connect(
+        return await asyncpg.connect(
             self._dsn, timeout=ANSWER_TIMEOUT, command_timeout=ANSWER_TIMEOUT, server_settings=settings
         )
+
+    async def _follow(self) -> None:
+        connection = await self.connect()
         try:
             connection.add_termination_listener(lambda _: self._lost())
             await connection.add_listener("policy_changed", lambda *_: self._wake.set())
@@ -93,7 +105,7 @@ class PolicySource:
                 grants = await connection.fetch("SELECT subject, role, scope FROM policy.grants")
                 routes = await connection.fetch("SELECT * FROM policy.routes")
             self.snapshot = compile_snapshot(
-                revision, (GrantRow(**dict(row)) for row in grants), (Route(**dict(row)) for row in routes)
+                revision, (GrantRow(**dict(row)) for row in grants), (_route(row) for row in routes)
             )
             for callback in self._subscribers:
                 callback()

@@ -1,0 +1,1 @@
+"""Reporting: what was predicted, how fast, and how often it was right."""

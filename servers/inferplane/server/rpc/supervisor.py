@@ -6,14 +6,13 @@ import json
 import socket
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import structlog
 
 from inferplane.server.rpc.worker import Job, Ready
 
-__all__ = ["PortInUseError", "ReservedPort", "Supervisor", "Worker"]
+__all__ = ["PortInUseError", "ReservedPort", "Supervisor", "Worker", "WorkerStartError"]
 
 log = structlog.get_logger()
 
@@ -25,6 +24,10 @@ KILL_AFTER = 5.0
 
 class PortInUseError(Exception):
     """Somebody else listens there; stop them or choose another port."""
+
+
+class WorkerStartError(Exception):
+    """A worker did not become ready; its log says why."""
 
 
 class ReservedPort:
@@ -69,15 +72,15 @@ class Worker:
 class Supervisor:
     """Runs workers until stopped."""
 
-    def __init__(self, jobs: Callable[[], list[Job]], drain_grace: float) -> None:
-        self.workers = [Worker(job) for job in jobs()]
+    def __init__(self, jobs: list[Job], drain_grace: float) -> None:
+        self.workers = [Worker(job) for job in jobs]
         self._drain_grace = drain_grace
         self._stopping = False
         self._tasks: list[asyncio.Task[None]] = []
         self._changed = asyncio.Condition()
 
     async def start(self) -> None:
-        """Start all workers and wait until each is ready; RuntimeError if one fails to start."""
+        """Start all workers and wait until each is ready; WorkerStartError if one fails to."""
         self._tasks = [asyncio.create_task(self._keep(worker)) for worker in self.workers]
         try:
             async with asyncio.timeout(START_TIMEOUT), self._changed:
@@ -89,7 +92,7 @@ class Supervisor:
         failed = [worker.job.service for worker in self.workers if worker.ready is None]
         if failed:
             await self.stop()
-            raise RuntimeError(f"{', '.join(sorted(set(failed)))} did not start; its log above says why")
+            raise WorkerStartError(f"{', '.join(sorted(set(failed)))} did not start; the log above says why")
 
     async def stop(self) -> None:
         """Ask all workers to drain, wait for them, and kill those that do not end."""

@@ -32,7 +32,7 @@ STATEMENTS = (
     """,
     """
     CREATE VIEW policy.routes AS
-    SELECT name AS deployment, model, version, digest, label_output, state = 'READY' AS ready
+    SELECT name AS deployment, model, version, digest, signature, label_output, state = 'READY' AS ready
     FROM inference.deployment WHERE deleted_at IS NULL
     """,
 )

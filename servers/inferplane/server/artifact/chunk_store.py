@@ -1,0 +1,71 @@
+"""Where the bytes of chunks lie: each under its SHA-256, so that a chunk never changes and equal ones are one."""
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Protocol, TypeAlias
+
+from inferplane.common.v1.errors_pb2 import ErrorReason
+from inferplane.server.errors import InferplaneError
+
+__all__ = ["ChunkBytes", "ChunkStore", "Slots", "chunk_digest", "unavailable", "verified"]
+
+ChunkBytes: TypeAlias = bytes | bytearray
+
+
+class ChunkStore(Protocol):
+    """A store of chunks of at most 16 MiB. A digest is 64 lowercase hexadecimal digits."""
+
+    async def put(self, digest: str, data: ChunkBytes) -> None:
+        """Store `data`, whose SHA-256 is `digest`, durably; doing so again changes nothing.
+
+        Raises DEPENDENCY_UNAVAILABLE where the store fails.
+        """
+
+    async def read(self, digest: str) -> bytes:
+        """The chunk's bytes, checked; raises BLOB_CORRUPT where they are lost or changed."""
+
+    async def exists(self, digest: str) -> bool:
+        """Whether there is such a chunk; its bytes are not looked at."""
+
+    async def delete(self, digest: str) -> None:
+        """Remove a chunk, if it is there."""
+
+
+def chunk_digest(data: ChunkBytes) -> str:
+    """The name that a chunk is stored under."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def verified(digest: str, data: bytes) -> bytes:
+    """`data` as it is; raises BLOB_CORRUPT unless its SHA-256 is `digest`."""
+    if chunk_digest(data) != digest:
+        raise InferplaneError(ErrorReason.ERROR_REASON_BLOB_CORRUPT, chunk=digest)
+    return data
+
+
+def unavailable(dependency: str) -> InferplaneError:
+    """DEPENDENCY_UNAVAILABLE, to be tried again soon."""
+    return InferplaneError(ErrorReason.ERROR_REASON_DEPENDENCY_UNAVAILABLE, retry_after=1.0, dependency=dependency)
+
+
+class Slots:
+    """Bounds how many streams hold a chunk in memory at once. `wait` is in seconds."""
+
+    def __init__(self, count: int, wait: float = 30.0) -> None:
+        self._semaphore = asyncio.Semaphore(count)
+        self._wait = wait
+
+    @asynccontextmanager
+    async def taken(self) -> AsyncIterator[None]:
+        """Hold a slot; raises DEPENDENCY_UNAVAILABLE if none becomes free in time."""
+        try:
+            async with asyncio.timeout(self._wait):
+                await self._semaphore.acquire()
+        except TimeoutError:
+            raise unavailable("memory for another stream") from None
+        try:
+            yield
+        finally:
+            self._semaphore.release()

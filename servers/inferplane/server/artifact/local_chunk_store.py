@@ -1,0 +1,130 @@
+"""Chunks in a folder of this machine, on disk before they are acknowledged.
+
+Object-store libraries write local files without fsync, so a power cut could take what was acknowledged.
+"""
+
+import asyncio
+import os
+import secrets
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import structlog
+
+from inferplane.common.v1.errors_pb2 import ErrorReason
+from inferplane.server.artifact.chunk_store import ChunkBytes, unavailable, verified
+from inferplane.server.errors import InferplaneError
+
+__all__ = ["LocalChunkStore"]
+
+log = structlog.get_logger()
+
+T = TypeVar("T")
+
+STALE_SECONDS = 3600.0
+"""A temporary file that nobody has written to for so long belongs to a process that is gone."""
+
+_SCRATCH_SUFFIX = ".tmp"
+_SHARDS = tuple(f"{number:02x}" for number in range(256))
+
+
+class LocalChunkStore:
+    """A folder with a subfolder for each first two digits of a digest."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    @classmethod
+    async def open(cls, folder: Path) -> "LocalChunkStore":
+        """The store in `folder`, which is made if it is new; removes what a crash left behind."""
+        await _off_loop(lambda: _prepare(folder))
+        return cls(folder)
+
+    async def put(self, digest: str, data: ChunkBytes) -> None:
+        """See `ChunkStore.put`. An existing chunk is written again: it may be damaged or not yet durable."""
+        await _off_loop(lambda: _write(self._path(digest), data))
+
+    async def read(self, digest: str) -> bytes:
+        """See `ChunkStore.read`."""
+        try:
+            return await _off_loop(lambda: verified(digest, self._path(digest).read_bytes()))
+        except FileNotFoundError:
+            raise InferplaneError(ErrorReason.ERROR_REASON_BLOB_CORRUPT, chunk=digest) from None
+
+    async def exists(self, digest: str) -> bool:
+        """See `ChunkStore.exists`."""
+        return await _off_loop(self._path(digest).is_file)
+
+    async def delete(self, digest: str) -> None:
+        """See `ChunkStore.delete`."""
+        await _off_loop(lambda: self._path(digest).unlink(missing_ok=True))
+
+    def _path(self, digest: str) -> Path:
+        return self._folder / digest[:2] / digest
+
+
+async def _off_loop(work: Callable[[], T]) -> T:
+    """Do `work` on a thread. Where the caller is cancelled its end is waited for all the same: the chunk that the
+    thread holds would otherwise escape the bound on memory."""
+    running = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait([running])
+        raise
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        log.exception("chunk_store_failed", error=type(error).__name__)
+        raise unavailable("chunk store") from error
+
+
+def _prepare(folder: Path) -> None:
+    """Make all shards now: a chunk must not be acknowledged in a folder that itself is not on disk yet."""
+    _make_folder(folder)
+    for shard in _SHARDS:
+        (folder / shard).mkdir(mode=0o700, exist_ok=True)
+    _sync_folder(folder)
+    abandoned = time.time() - STALE_SECONDS
+    for scratch in folder.glob(f"*/*{_SCRATCH_SUFFIX}"):
+        # Another worker may be writing or cleaning up at this moment.
+        try:
+            if scratch.stat().st_mtime < abandoned:
+                scratch.unlink()
+        except FileNotFoundError:
+            continue
+
+
+def _make_folder(folder: Path) -> None:
+    missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    for path in reversed(missing):
+        path.mkdir(mode=0o700, exist_ok=True)
+        _sync_folder(path.parent)
+    # Also where another process made it: that one may not have come to this line yet.
+    _sync_folder(folder.parent)
+
+
+def _write(path: Path, data: ChunkBytes) -> None:
+    scratch = path.with_name(f".{path.name}.{secrets.token_hex(8)}{_SCRATCH_SUFFIX}")
+    descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb", buffering=0) as file:
+            rest = memoryview(data)
+            while rest:
+                rest = rest[file.write(rest) :]
+            os.fsync(descriptor)
+        scratch.rename(path)
+    except BaseException:
+        scratch.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,48 @@
+"""`inferplane db`: the database's schema and its first administrator."""
+
+import asyncio
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from sqlalchemy import make_url
+
+from inferplane.server.auth.first_admin import create_first_admin
+from inferplane.server.commands.failures import fail, reported
+from inferplane.server.settings import Settings
+from inferplane.server.storage.migrate import migrate as run_migrations
+
+__all__ = ["app"]
+
+app = typer.Typer(help="Manage the database: its schema and the first administrator.", no_args_is_help=True)
+console = Console()
+
+
+@app.command()
+def migrate() -> None:
+    """Bring the database at INFERPLANE_DATABASE_URL to this release's version, as its owner.
+
+    Safe to run at any time and from several machines at once: an advisory lock lets one go first.
+    """
+    settings = Settings()
+    if settings.database_url is None:
+        fail("INFERPLANE_DATABASE_URL is not set; `inferplane up` migrates its own database by itself")
+    with reported():
+        version = asyncio.run(run_migrations(make_url(settings.database_url.get_secret_value())))
+    console.print(f"The database is at version {version}.")
+
+
+@app.command("create-admin")
+def create_admin(
+    username: Annotated[str, typer.Option(help="Name of the administrator to create.")],
+    password_file: Annotated[Path, typer.Option(help="File whose first line is the password (12 bytes or more).")],
+) -> None:
+    """Create the first administrator. Does nothing if there is an administrator already."""
+    lines = password_file.read_text().splitlines()
+    password = lines[0] if lines else ""
+    if len(password.encode()) < 12:
+        fail(f"the first line of {password_file} must be a password of at least 12 bytes")
+    with reported():
+        created = asyncio.run(create_first_admin(Settings(), username, password))
+    console.print(f"Created the administrator {username}." if created else "There is an administrator already.")

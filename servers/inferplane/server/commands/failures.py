@@ -1,0 +1,48 @@
+"""How the server's commands end when something is wrong: one sentence and no traceback."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Never
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from sqlalchemy.exc import SQLAlchemyError
+
+from inferplane.server.embedded.postgres import EmbeddedPostgresError
+from inferplane.server.embedded.triton import EmbeddedTritonError
+from inferplane.server.errors import InferplaneError
+from inferplane.server.rpc.supervisor import PortInUseError, WorkerStartError
+from inferplane.server.storage.migrate import SchemaVersionError
+
+__all__ = ["fail", "reported"]
+
+EXPECTED = (
+    EmbeddedPostgresError,
+    EmbeddedTritonError,
+    InferplaneError,
+    OSError,
+    PortInUseError,
+    SQLAlchemyError,
+    SchemaVersionError,
+    ValueError,
+    WorkerStartError,
+)
+
+
+def fail(message: str) -> Never:
+    """Say what is wrong and what to do, and exit with status 1."""
+    Console(stderr=True).print(f"[red]error:[/red] {message}", highlight=False)
+    raise typer.Exit(1)
+
+
+@contextmanager
+def reported() -> Iterator[None]:
+    """Turn expected failures into `fail`."""
+    try:
+        yield
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+        fail(f"the settings are not valid: {problems}")
+    except EXPECTED as error:
+        fail(str(error))

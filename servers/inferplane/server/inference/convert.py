@@ -1,0 +1,63 @@
+"""Inference's domain objects as messages, and typed requests as the Open Inference Protocol's."""
+
+from google.protobuf.timestamp_pb2 import Timestamp
+from tritonclient.grpc import service_pb2
+
+from inferplane.inference.v1 import deployment_pb2, inference_service_pb2, tensor_pb2
+from inferplane.server.inference.deployments import Deployment
+from inferplane.server.inference.forwarder import Prediction
+from inferplane.server.inference.typed_tensors import raw_contents, typed_tensor
+from inferplane.server.names import DEPLOYMENT, VERSION
+from inferplane.server.tensors import signature_message
+
+__all__ = ["deployment_message", "infer_request", "predict_response"]
+
+
+def deployment_message(deployment: Deployment) -> deployment_pb2.Deployment:
+    """A deployment."""
+    version = deployment.version
+    created = Timestamp()
+    created.FromDatetime(deployment.created_at)
+    return deployment_pb2.Deployment(
+        name=DEPLOYMENT.format(deployment.name),
+        model_version=VERSION.format(version.model, version.version),
+        digest=version.digest,
+        signature=signature_message(version.signature),
+        state=deployment_pb2.Deployment.State.Value(f"STATE_{deployment.state}"),
+        state_message=deployment.state_message,
+        create_time=created,
+        creator=deployment.creator,
+    )
+
+
+def infer_request(name: str, request: inference_service_pb2.PredictRequest) -> service_pb2.ModelInferRequest:
+    """A typed request as ModelInfer takes it; raises INVALID_FIELD."""
+    message = service_pb2.ModelInferRequest(model_name=name, id=request.client_request_id)
+    for index, tensor in enumerate(request.inputs):
+        message.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
+        message.raw_input_contents.append(raw_contents(tensor, f"inputs[{index}]"))
+    for output in request.output_names:
+        message.outputs.add(name=output)
+    return message
+
+
+def predict_response(
+    prediction: Prediction,
+    response: service_pb2.ModelInferResponse,
+    encoding: inference_service_pb2.TensorEncoding.ValueType,
+) -> inference_service_pb2.PredictResponse:
+    """Triton's answer as a typed one."""
+    typed = encoding == inference_service_pb2.TENSOR_ENCODING_TYPED
+    outputs = [
+        typed_tensor(tensor.name, tensor.datatype, tensor.shape, raw)
+        if typed
+        else tensor_pb2.Tensor(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape, raw=raw)
+        for tensor, raw in zip(response.outputs, response.raw_output_contents, strict=True)
+    ]
+    route = prediction.route
+    return inference_service_pb2.PredictResponse(
+        prediction_id=prediction.id,
+        model_version=VERSION.format(route.model, route.version),
+        digest=route.digest,
+        outputs=outputs,
+    )

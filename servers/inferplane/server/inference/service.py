@@ -1,0 +1,141 @@
+"""Inference's RPCs: from message to domain call to message."""
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field
+from tritonclient.grpc import service_pb2
+
+from inferplane.common.v1.access_pb2 import Permission
+from inferplane.common.v1.errors_pb2 import ErrorReason
+from inferplane.inference.v1 import (
+    deployment_pb2,
+    deployment_service_pb2_grpc,
+    inference_service_pb2_grpc,
+)
+from inferplane.inference.v1 import deployment_service_pb2 as deployment_pb
+from inferplane.inference.v1 import inference_service_pb2 as inference_pb
+from inferplane.server.errors import InferplaneError
+from inferplane.server.inference.convert import deployment_message, infer_request, predict_response
+from inferplane.server.inference.deployments import Deployments
+from inferplane.server.inference.forwarder import Forwarder
+from inferplane.server.inference.model_source import ModelSource
+from inferplane.server.inference.repository import DeploymentReader, DeploymentRepository
+from inferplane.server.names import ALIAS, VERSION, DeploymentId, DeploymentRef
+from inferplane.server.policy.snapshot import PolicySnapshot
+from inferplane.server.rpc.call import current_call
+from inferplane.server.rpc.mutations import Mutations
+from inferplane.server.rpc.validation import Input, parse
+from inferplane.server.storage.database import Database
+from inferplane.server.storage.pages import PageTokens
+
+__all__ = ["DeploymentService", "InferenceService"]
+
+
+def _version_or_alias(name: str) -> str:
+    try:
+        VERSION.parse(name)
+    except ValueError:
+        try:
+            ALIAS.parse(name)
+        except ValueError:
+            raise ValueError(f"must have the form {VERSION.template} or {ALIAS.template}") from None
+    return name
+
+
+class NewDeployment(Input):
+    deployment_id: DeploymentId
+    model_version: Annotated[str, AfterValidator(_version_or_alias)]
+
+
+class NamedDeployment(Input):
+    name: DeploymentRef
+
+
+class PredictInput(Input):
+    deployment: DeploymentRef
+    client_request_id: Annotated[str, Field(max_length=128)]
+
+
+class InferenceService(inference_service_pb2_grpc.InferenceServiceServicer):
+    """Typed predictions, by the same way as everybody else's."""
+
+    def __init__(self, forwarder: Forwarder) -> None:
+        self._forwarder = forwarder
+
+    async def Predict(self, request: inference_pb.PredictRequest, context: Any) -> inference_pb.PredictResponse:
+        call = current_call()
+        name = parse(PredictInput, request).deployment
+        data = infer_request(name, request).SerializeToString()
+        prediction = self._forwarder.admit(call.principal, call.request_id, data)
+        answer = await self._forwarder.forward(prediction, data, context.time_remaining())
+        response = service_pb2.ModelInferResponse.FromString(answer)
+        return predict_response(prediction, response, request.output_encoding)
+
+
+class DeploymentService(deployment_service_pb2_grpc.DeploymentServiceServicer):
+    """What is served."""
+
+    def __init__(
+        self,
+        deployments: Deployments,
+        source: ModelSource,
+        mutations: Mutations,
+        database: Database,
+        pages: PageTokens,
+        policy: Callable[[], PolicySnapshot],
+    ) -> None:
+        self._deployments = deployments
+        self._source = source
+        self._mutations = mutations
+        self._database = database
+        self._pages = pages
+        self._policy = policy
+
+    async def CreateDeployment(
+        self, request: deployment_pb.CreateDeploymentRequest, context: Any
+    ) -> deployment_pb2.Deployment:
+        new = parse(NewDeployment, request)
+        caller = current_call().principal.subject
+
+        async def create(unit: Any) -> deployment_pb2.Deployment:
+            version = await self._source.version(new.model_version, caller)
+            store = DeploymentRepository(unit)
+            return deployment_message(await self._deployments.create(store, new.deployment_id, version, caller))
+
+        return await self._mutations.run(request, deployment_pb2.Deployment, create)
+
+    async def GetDeployment(
+        self, request: deployment_pb.GetDeploymentRequest, context: Any
+    ) -> deployment_pb2.Deployment:
+        name = parse(NamedDeployment, request).name
+        async with self._database.transaction() as connection:
+            deployment = await DeploymentReader(connection).get(name)
+        if deployment is None:
+            raise InferplaneError(ErrorReason.ERROR_REASON_DEPLOYMENT_NOT_FOUND, deployment=name)
+        return deployment_message(deployment)
+
+    async def ListDeployments(
+        self, request: deployment_pb.ListDeploymentsRequest, context: Any
+    ) -> deployment_pb.ListDeploymentsResponse:
+        scope = ("ListDeployments",)
+        page = self._pages.page(scope, request.page_size, request.page_token)
+        subject, snapshot = current_call().principal.subject, self._policy()
+        async with self._database.transaction() as connection:
+            deployments, after = await DeploymentReader(connection).visible(
+                page, lambda name: snapshot.allows(subject, Permission.PERMISSION_DEPLOYMENTS_READ, name)
+            )
+        return deployment_pb.ListDeploymentsResponse(
+            deployments=map(deployment_message, deployments), next_page_token=self._pages.next_token(scope, after)
+        )
+
+    async def DeleteDeployment(
+        self, request: deployment_pb.DeleteDeploymentRequest, context: Any
+    ) -> deployment_pb.DeleteDeploymentResponse:
+        name = parse(NamedDeployment, request).name
+
+        async def delete(unit: Any) -> deployment_pb.DeleteDeploymentResponse:
+            await self._deployments.delete(DeploymentRepository(unit), name)
+            return deployment_pb.DeleteDeploymentResponse()
+
+        return await self._mutations.run(request, deployment_pb.DeleteDeploymentResponse, delete)

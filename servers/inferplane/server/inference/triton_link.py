@@ -1,0 +1,140 @@
+"""The connection to Triton: calls that carry its header, its errors in our terms, and whether it is there."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import grpc
+import structlog
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from inferplane.common.v1.errors_pb2 import ErrorReason
+from inferplane.server.errors import InferplaneError
+
+__all__ = ["SERVICE", "TritonLink", "TritonMonitor", "from_triton"]
+
+log = structlog.get_logger()
+
+SERVICE = "inference.GRPCInferenceService"
+CHECK_INTERVAL = 0.5
+CHECK_TIMEOUT = 1.0
+RELOAD_GRACE = 10.0
+MAX_DETAIL = 200
+
+RawCall = Callable[..., Any]
+
+
+class TritonLink:
+    """A channel to Triton. `header` is the metadata that it wants, which never goes back to callers."""
+
+    def __init__(self, endpoint: str, header: tuple[str, str] | None, max_message_size: int) -> None:
+        self.channel = grpc.aio.insecure_channel(
+            endpoint,
+            options=[
+                ("grpc.max_receive_message_length", max_message_size),
+                ("grpc.max_send_message_length", -1),
+                # Triton comes back within seconds of its end; the default waits up to two minutes.
+                ("grpc.initial_reconnect_backoff_ms", 100),
+                ("grpc.min_reconnect_backoff_ms", 100),
+                ("grpc.max_reconnect_backoff_ms", 1000),
+            ],
+        )
+        self.metadata: tuple[tuple[str, str], ...] = (header,) if header else ()
+        self.stub: Any = service_pb2_grpc.GRPCInferenceServiceStub(self.channel)
+
+    def raw_unary(self, method: str) -> RawCall:
+        """A unary method of Triton's from bytes to bytes."""
+        return self.channel.unary_unary(f"/{SERVICE}/{method}")
+
+    def raw_stream(self, method: str) -> RawCall:
+        """A streaming method of Triton's from bytes to bytes."""
+        return self.channel.stream_stream(f"/{SERVICE}/{method}")
+
+    async def live(self) -> bool:
+        """Whether Triton answers and is ready."""
+        try:
+            answer = await self.stub.ServerReady(
+                service_pb2.ServerReadyRequest(), metadata=self.metadata, timeout=CHECK_TIMEOUT
+            )
+        except grpc.aio.AioRpcError:
+            return False
+        return bool(answer.ready)
+
+    async def model_ready(self, name: str, version: int) -> bool:
+        """Whether Triton serves this version under this name."""
+        request = service_pb2.ModelReadyRequest(name=name, version=str(version))
+        try:
+            answer = await self.stub.ModelReady(request, metadata=self.metadata, timeout=CHECK_TIMEOUT)
+        except grpc.aio.AioRpcError:
+            return False
+        return bool(answer.ready)
+
+    async def model_parameter(self, name: str, key: str) -> str | None:
+        """A parameter of a loaded model's configuration; None if it is not loaded. Raises AioRpcError."""
+        request = service_pb2.ModelConfigRequest(name=name)
+        try:
+            answer = await self.stub.ModelConfig(request, metadata=self.metadata, timeout=CHECK_TIMEOUT)
+        except grpc.aio.AioRpcError as error:
+            if error.code() in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT):
+                return None
+            raise
+        return str(answer.config.parameters[key].string_value)
+
+
+def from_triton(error: grpc.aio.AioRpcError) -> InferplaneError:
+    """What Triton answered, in our terms. Only where it speaks of the input does its text go on."""
+    match error.code():
+        case grpc.StatusCode.INVALID_ARGUMENT:
+            detail = " ".join((error.details() or "").split())[:MAX_DETAIL]
+            return InferplaneError(ErrorReason.ERROR_REASON_INFERENCE_REJECTED, detail=detail)
+        case grpc.StatusCode.DEADLINE_EXCEEDED:
+            return InferplaneError(ErrorReason.ERROR_REASON_DEADLINE_EXCEEDED)
+        case grpc.StatusCode.NOT_FOUND:
+            return InferplaneError(ErrorReason.ERROR_REASON_DEPLOYMENT_NOT_READY, retry_after=1.0)
+        case grpc.StatusCode.UNAVAILABLE:
+            return InferplaneError(
+                ErrorReason.ERROR_REASON_DEPENDENCY_UNAVAILABLE, retry_after=1.0, dependency="triton"
+            )
+        case grpc.StatusCode.RESOURCE_EXHAUSTED:
+            return InferplaneError(ErrorReason.ERROR_REASON_MESSAGE_TOO_LARGE)
+        case _:
+            log.warning("triton_failed", code=error.code().name, details=(error.details() or "")[:500])
+            return InferplaneError(ErrorReason.ERROR_REASON_INFERENCE_FAILED)
+
+
+class TritonMonitor:
+    """Watches Triton. `report(up)` is called when it goes away or is back with its models.
+
+    `models` names what must be served for it to count as back, since a Triton that has just started serves nothing.
+    """
+
+    def __init__(
+        self, link: TritonLink, models: Callable[[], list[tuple[str, int]]], report: Callable[[bool], None]
+    ) -> None:
+        self._link = link
+        self._models = models
+        self._report = report
+        self._up = False
+
+    async def run(self) -> None:
+        """Watch until cancelled."""
+        live_since: float | None = None
+        clock = asyncio.get_running_loop().time
+        while True:
+            if not await self._link.live():
+                live_since = None
+                self._set(False)
+            elif not self._up:
+                live_since = live_since or clock()
+                self._set(clock() - live_since > RELOAD_GRACE or await self._all_loaded())
+            await asyncio.sleep(CHECK_INTERVAL)
+
+    async def _all_loaded(self) -> bool:
+        checks: list[Awaitable[bool]] = [self._link.model_ready(name, version) for name, version in self._models()]
+        return all(await asyncio.gather(*checks))
+
+    def _set(self, up: bool) -> None:
+        if up != self._up:
+            log.warning("triton_up" if up else "triton_down")
+            self._up = up
+            self._report(up)

@@ -1,0 +1,62 @@
+"""Reporting's RPCs: from message to domain call to message."""
+
+from typing import Any
+
+from inferplane.reporting.v1 import reporting_service_pb2 as pb
+from inferplane.reporting.v1 import reporting_service_pb2_grpc
+from inferplane.server.reporting import feedback, metrics, predictions
+from inferplane.server.reporting.convert import (
+    answers_of,
+    deployment_of,
+    metrics_message,
+    model_of,
+    predictions_of,
+    quality_message,
+    span_of,
+)
+from inferplane.server.reporting.repository import FeedbackRepository, PredictionRepository, ReportReader
+from inferplane.server.rpc.call import current_call
+from inferplane.server.storage.database import Database
+from inferplane.server.storage.unit_of_work import UnitOfWorkFactory
+
+__all__ = ["ReportingService"]
+
+
+class ReportingService(reporting_service_pb2_grpc.ReportingServiceServicer):
+    """Prediction records, their labels, and what they add up to."""
+
+    def __init__(self, database: Database, units_of_work: UnitOfWorkFactory) -> None:
+        self._database = database
+        self._units_of_work = units_of_work
+
+    async def IngestPredictions(
+        self, request: pb.IngestPredictionsRequest, context: Any
+    ) -> pb.IngestPredictionsResponse:
+        records = predictions_of(request.records)
+        # No unit of work: a record is itself the trace of a call, so an audit event about it would say it twice, and
+        # its id makes a retry harmless without a stored answer.
+        async with self._database.transaction() as connection:
+            stored = await predictions.ingest(PredictionRepository(connection), records)
+            await connection.commit()
+        return pb.IngestPredictionsResponse(stored_count=stored)
+
+    async def SubmitFeedback(self, request: pb.SubmitFeedbackRequest, context: Any) -> pb.SubmitFeedbackResponse:
+        deployment, answers = deployment_of(request), answers_of(request.feedback)
+        actor = current_call().actor
+        async with self._units_of_work(actor) as unit:
+            stored = await feedback.submit(FeedbackRepository(unit), deployment, answers, actor.subject)
+            await unit.commit()
+        return pb.SubmitFeedbackResponse(stored_count=stored)
+
+    async def QueryMetrics(self, request: pb.QueryMetricsRequest, context: Any) -> pb.QueryMetricsResponse:
+        model, span = model_of(request), span_of(request.time_range)
+        quantiles = metrics.wanted_quantiles(request.quantiles)
+        async with self._database.transaction() as connection:
+            versions = await ReportReader(connection).metrics(model, span, quantiles)
+        return pb.QueryMetricsResponse(versions=[metrics_message(version, quantiles) for version in versions])
+
+    async def GetQualityReport(self, request: pb.GetQualityReportRequest, context: Any) -> pb.GetQualityReportResponse:
+        model, span = model_of(request), span_of(request.time_range)
+        async with self._database.transaction() as connection:
+            versions = await ReportReader(connection).quality(model, span)
+        return pb.GetQualityReportResponse(versions=[quality_message(version) for version in versions])

@@ -1,0 +1,15 @@
+"""A mesh of Auth and Reporting, and Reporting's callers."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+from tests.integration.reporting.records import Reporting
+from tests.support.mesh import running_mesh
+
+from inferplane.server.settings import ServiceName, Settings
+
+
+@pytest.fixture
+async def reporting(settings: Settings) -> AsyncIterator[Reporting]:
+    async with running_mesh(settings, ServiceName.AUTH, ServiceName.REPORTING) as mesh:
+        yield Reporting(mesh, await mesh.login())
