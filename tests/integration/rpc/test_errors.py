@@ -1,0 +1,175 @@
+"""What leaves the server when something goes wrong, and when it stops."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.empty_pb2 import Empty
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from prometheus_client import CollectorRegistry, generate_latest
+from tests.support.mesh import error_info, failure, reason
+
+from inferplane.auth.v1 import auth_service_pb2 as pb
+from inferplane.common.v1.errors_pb2 import ErrorReason
+from inferplane.server.identity import Principal
+from inferplane.server.policy.snapshot import EMPTY
+from inferplane.server.rpc.errors import CATALOG
+from inferplane.server.rpc.interceptors import Guards
+from inferplane.server.rpc.interceptors.deadlines import DeadlinePolicy
+from inferplane.server.rpc.methods import MissingAccessRuleError
+from inferplane.server.rpc.server import RpcServer
+from inferplane.server.settings import Settings
+
+WHO = "/inferplane.auth.v1.AuthService/WhoAmI"
+WATCH = "/inferplane.artifact.v1.ArtifactService/ReadArtifact"
+
+
+class AnyToken:
+    async def verify(self, token: str) -> Principal:
+        return Principal(f"users/{token}")
+
+
+class Stand:
+    """A server with one unary method of the contract, whose behaviour the test chooses."""
+
+    def __init__(self, server: RpcServer, channel: grpc.aio.Channel, registry: CollectorRegistry) -> None:
+        self.server = server
+        self.channel = channel
+        self.registry = registry
+
+    def call(self, data: bytes = b"", path: str = WHO, **options: Any) -> Any:
+        return self.channel.unary_unary(path)(data, metadata=[("authorization", "Bearer alice")], **options)
+
+
+@asynccontextmanager
+async def stand(behaviour: Any, *, unary: float = 30, idle: float = 30, grace: float = 5) -> AsyncIterator[Stand]:
+    registry = CollectorRegistry()
+    deadlines = DeadlinePolicy(unary, idle, 0)
+    guards = Guards(verifier=AnyToken(), policy=lambda: EMPTY, deadlines=deadlines, registry=registry)
+    server = RpcServer(Settings(drain_grace=grace), guards, max_message_size=1 << 20)
+    handler = grpc.unary_unary_rpc_method_handler(
+        behaviour, pb.WhoAmIResponse.FromString, pb.WhoAmIResponse.SerializeToString
+    )
+    server.add_handlers("inferplane.auth.v1.AuthService", {"WhoAmI": handler}, ())
+    (port,) = await server.start("127.0.0.1:0")
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        yield Stand(server, channel, registry)
+    await server.stop()
+
+
+async def answer(_request: Any, _context: Any) -> Any:
+    return pb.WhoAmIResponse()
+
+
+def test_the_catalog_covers_every_reason() -> None:
+    assert set(CATALOG) == set(ErrorReason.values()) - {ErrorReason.ERROR_REASON_UNSPECIFIED}
+
+
+@pytest.mark.parametrize("raised", [RuntimeError("secret text"), SystemExit(3), KeyError("secret text")])
+async def test_an_unknown_exception_leaves_as_a_fixed_text_with_the_request_id(raised: BaseException) -> None:
+    async def fail(_request: Any, _context: Any) -> Any:
+        raise raised
+
+    async with stand(fail) as server:
+        error = await failure(server.call())
+        assert (error.code(), error.details()) == (grpc.StatusCode.INTERNAL, "internal error")
+        assert error_info(error).metadata["request_id"] == dict(error.trailing_metadata())["inferplane-request-id"]
+        assert "secret" not in str(error)
+        assert (await failure(server.call())).code() == grpc.StatusCode.INTERNAL
+
+
+async def test_malformed_bytes_are_an_invalid_argument() -> None:
+    async with stand(answer) as server:
+        assert await reason(server.call(b"\xff\xff\xff")) == (grpc.StatusCode.INVALID_ARGUMENT, "MALFORMED_REQUEST")
+
+
+@pytest.mark.parametrize("path", ["/inferplane.auth.v1.AuthService/Nothing", "/no.such.Service/Nothing", "/x"])
+async def test_an_unknown_method_is_unimplemented_with_error_info(path: str) -> None:
+    async with stand(answer) as server:
+        assert await reason(server.call(path=path)) == (grpc.StatusCode.UNIMPLEMENTED, "UNKNOWN_METHOD")
+
+
+async def test_a_call_ends_at_its_cap_even_if_the_client_set_no_deadline() -> None:
+    async def hang(_request: Any, _context: Any) -> Any:
+        await asyncio.Event().wait()
+
+    async with stand(hang, unary=0.05) as server:
+        assert await reason(server.call()) == (grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED")
+
+
+async def test_a_method_without_a_rule_stops_the_server_from_starting() -> None:
+    handler = grpc.unary_unary_rpc_method_handler(answer, Empty.FromString, Empty.SerializeToString)
+    async with stand(answer) as server:
+        with pytest.raises(MissingAccessRuleError):
+            server.server.add_handlers("no.such.Service", {"Do": handler}, ())
+
+
+async def test_accepted_unary_calls_finish_while_the_server_stops() -> None:
+    arrived, release = asyncio.Event(), asyncio.Event()
+
+    async def wait(_request: Any, _context: Any) -> Any:
+        arrived.set()
+        await release.wait()
+        return pb.WhoAmIResponse()
+
+    async with stand(wait) as server:
+        call = asyncio.ensure_future(server.call())
+        await arrived.wait()
+        stopping = asyncio.create_task(server.server.stop())
+        await asyncio.sleep(0)
+        assert server.server.health.serving("") is False
+        release.set()
+        await call
+        await stopping
+
+
+async def test_a_stopping_server_tells_its_watchers_and_ends_streams_with_unavailable() -> None:
+    async with stand(answer) as server:
+        watch = health_pb2_grpc.HealthStub(server.channel).Watch(health_pb2.HealthCheckRequest())
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+        stopping = asyncio.create_task(server.server.stop())
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        assert await reason(watch) == (grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
+        await stopping
+
+
+async def test_no_handler_runs_any_more_when_stop_returns() -> None:
+    arrived = asyncio.Event()
+    ended = False
+
+    async def stubborn(_request: Any, _context: Any) -> Any:
+        nonlocal ended
+        arrived.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0.05)
+            ended = True
+
+    async with stand(stubborn, grace=0.05) as server:
+        call = asyncio.ensure_future(server.call())
+        await arrived.wait()
+        await server.server.stop()
+        assert ended
+        await asyncio.gather(call, return_exceptions=True)
+
+
+async def test_refused_and_failed_calls_are_counted_by_their_status() -> None:
+    async with stand(answer) as server:
+        await server.call()
+        await failure(server.channel.unary_unary(WHO)(b""))
+        counted = generate_latest(server.registry).decode()
+    assert 'inferplane_rpc_calls_total{code="OK",method="WhoAmI"' in counted
+    assert 'inferplane_rpc_calls_total{code="UNAUTHENTICATED",method="WhoAmI"' in counted
+
+
+async def test_health_lists_and_checks_each_service() -> None:
+    async with stand(answer) as server:
+        stub = health_pb2_grpc.HealthStub(server.channel)
+        known = await stub.Check(health_pb2.HealthCheckRequest(service="inferplane.auth.v1.AuthService"))
+        assert known.status == health_pb2.HealthCheckResponse.SERVING
+        error = await failure(stub.Check(health_pb2.HealthCheckRequest(service="unheard.of")))
+        assert error.code() == grpc.StatusCode.NOT_FOUND
