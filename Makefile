@@ -17,6 +17,25 @@ help: ## Show this list
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
+run: .venv ## Train, serve, call and measure a digits classifier, then keep serving (ONCE=1: then stop)
+	$(BIN)/python examples/digits.py $(if $(ONCE),--once)
+
+test: .venv ## Run the test suite
+	$(BIN)/python -m pytest -n 2 --dist loadscope -m "not soak"
+
+soak: .venv ## Run the long forms of the claims
+	$(BIN)/python -m pytest -m soak --timeout 3600
+
+check: .venv ## Check style, types, layers, the contract and the generated code
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BUF) lint
+	$(BUF) format --diff --exit-code
+	$(BIN)/python protos/generate.py --check
+	.ci/check-breaking $(BUF)
+
 generate: .venv ## Regenerate the stubs in generated/ from protos/
 	$(BIN)/python protos/generate.py
 

@@ -9,7 +9,6 @@ import pytest
 from argon2 import profiles
 from pydantic import SecretStr
 from sqlalchemy import URL, make_url
-from tests.support.loop_thread import LoopThread
 
 from inferplane.server.auth import passwords
 from inferplane.server.embedded.postgres import EmbeddedPostgres
@@ -18,6 +17,7 @@ from inferplane.server.mesh.workload_identity import ensure_workload_keys
 from inferplane.server.settings import Settings
 from inferplane.server.storage.database import asyncpg_dsn
 from inferplane.server.storage.migrate import migrate
+from tests.support.loop_thread import LoopThread
 
 TEMPLATE = "inferplane_template"
 

@@ -11,7 +11,6 @@ import pytest
 import pytest_asyncio
 import tritonclient.grpc.aio as triton
 from onnx import TensorProto, helper
-from tests.support.onnx_models import ELEMENT_TYPES, identity, model, tensor
 from tritonclient.grpc import service_pb2_grpc
 from tritonclient.utils import (
     InferenceServerException,
@@ -21,6 +20,7 @@ from tritonclient.utils import (
 from inferplane.server.artifact.onnx_inspection import inspect_onnx
 from inferplane.server.embedded.triton import EmbeddedTriton
 from inferplane.server.inference.triton_model import TritonModels
+from tests.support.onnx_models import ELEMENT_TYPES, identity, model, tensor
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -5,7 +5,6 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
-from tests.support.fake_services import PREDICTION_ID, SIGNATURE, FakeArtifact, FakeAuth, Fakes, Fault, fail
 
 from inferplane.artifact.v1 import artifact_service_pb2_grpc, model_registry_service_pb2_grpc
 from inferplane.auth.v1 import auth_service_pb2_grpc, identity_service_pb2_grpc
@@ -20,6 +19,7 @@ from inferplane.inference.v1.deployment_pb2 import Deployment
 from inferplane.inference.v1.tensor_pb2 import Tensor
 from inferplane.reporting.v1 import reporting_service_pb2, reporting_service_pb2_grpc
 from inferplane.reporting.v1.report_pb2 import VersionMetrics, VersionQuality
+from tests.support.fake_services import PREDICTION_ID, SIGNATURE, FakeArtifact, FakeAuth, Fakes, Fault, fail
 
 
 class FakeInference(

@@ -28,6 +28,7 @@ from inferplane.server.storage.pages import PageTokens
 from inferplane.server.storage.unit_of_work import UnitOfWorkFactory
 
 if TYPE_CHECKING:
+    from inferplane.server.artifact.chunk_store import ChunkStore
     from inferplane.server.inference.triton_link import TritonLink
 
 __all__ = ["Core", "RunningService", "run_service"]
@@ -290,8 +291,44 @@ async def _compose_reporting(core: Core) -> None:
     core.server.add_service(reporting_service_pb2_grpc.add_ReportingServiceServicer_to_server, reporting, (DATABASE,))
 
 
+async def _compose_artifact(core: Core) -> None:
+    from inferplane.artifact.v1 import artifact_service_pb2_grpc, model_registry_service_pb2_grpc
+    from inferplane.server.artifact import blobs, inspection, registry, repository, service, upload_repository, uploads
+    from inferplane.server.artifact.onnx_inspection import inspect_onnx
+
+    chunks = await _chunk_store(core.settings)
+    flow = uploads.Uploads(
+        upload_repository.UploadRepository(core.database, core.units_of_work), chunks, core.settings.max_artifact_size
+    )
+    core.tasks.every(HOUSEKEEPING_INTERVAL, "clean_up_uploads", flow.clean_up)
+    artifact = service.ArtifactService(flow, blobs.BlobReader(chunks), core.database)
+    models = service.ModelRegistryService(
+        registry.Registry(),
+        inspection.Inspection(repository.Candidates(core.database), chunks, inspect_onnx),
+        core.mutations,
+        core.database,
+        core.pages,
+        core.policy.current,
+    )
+    add_artifact = artifact_service_pb2_grpc.add_ArtifactServiceServicer_to_server
+    add_models = model_registry_service_pb2_grpc.add_ModelRegistryServiceServicer_to_server
+    core.server.add_service(add_artifact, artifact, (DATABASE,))
+    core.server.add_service(add_models, models, (DATABASE,))
+
+
+async def _chunk_store(settings: Settings) -> "ChunkStore":
+    if settings.object_store_url is not None:
+        from inferplane.server.artifact.object_chunk_store import ObjectChunkStore
+
+        return ObjectChunkStore.from_url(settings.object_store_url)
+    from inferplane.server.artifact.local_chunk_store import LocalChunkStore
+
+    return await LocalChunkStore.open(settings.data_dir / "blobs")
+
+
 _COMPOSERS: dict[ServiceName, Callable[[Core], Awaitable[None]]] = {
     ServiceName.AUTH: _compose_auth,
+    ServiceName.ARTIFACT: _compose_artifact,
     ServiceName.INFERENCE: _compose_inference,
     ServiceName.REPORTING: _compose_reporting,
 }

@@ -8,11 +8,11 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2
 from sqlalchemy import URL
-from tests.support.mesh import ADMIN, PASSWORD, Mesh, detail, failure, reason, running_mesh
 
 from inferplane.auth.v1 import identity_service_pb2 as pb
 from inferplane.server.settings import ServiceName, Settings
 from inferplane.server.storage.database import asyncpg_dsn
+from tests.support.mesh import ADMIN, PASSWORD, Mesh, detail, failure, reason, running_mesh
 
 
 @pytest.fixture

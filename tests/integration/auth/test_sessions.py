@@ -6,11 +6,11 @@ from typing import Any
 
 import grpc
 import pytest
-from tests.support.mesh import ADMIN, PASSWORD, Mesh, bearer, failure, reason, running_mesh
 
 from inferplane.auth.v1 import auth_service_pb2 as pb
 from inferplane.server.auth.sessions import MAX_FAILURES
 from inferplane.server.settings import ServiceName, Settings
+from tests.support.mesh import ADMIN, PASSWORD, Mesh, bearer, failure, reason, running_mesh
 
 
 @pytest.fixture

@@ -3,10 +3,10 @@
 from collections.abc import AsyncIterator
 
 import pytest
-from tests.integration.reporting.records import Reporting
-from tests.support.mesh import running_mesh
 
 from inferplane.server.settings import ServiceName, Settings
+from tests.integration.reporting.records import Reporting
+from tests.support.mesh import running_mesh
 
 
 @pytest.fixture

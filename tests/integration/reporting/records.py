@@ -1,6 +1,9 @@
 """Prediction records and the calls that tests make about them."""
 
-from collections.abc import Sequence
+import asyncio
+import random
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -11,7 +14,6 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import error_details_pb2
 from sqlalchemy import URL
-from tests.support.mesh import Mesh, Metadata, detail, failure
 
 from inferplane.reporting.v1 import reporting_service_pb2 as pb
 from inferplane.reporting.v1.prediction_pb2 import Feedback, PredictionRecord
@@ -21,6 +23,7 @@ from inferplane.server.ids import uuid7
 from inferplane.server.mesh.workload_identity import WorkloadSigner
 from inferplane.server.settings import ServiceName
 from inferplane.server.storage.database import asyncpg_dsn
+from tests.support.mesh import Mesh, Metadata, detail, failure
 
 DIGEST = "sha256:" + "0" * 64
 NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
@@ -99,6 +102,11 @@ def at(seconds: float) -> Timestamp:
     return timestamp(NOON + timedelta(seconds=seconds))
 
 
+def seeded(seed: int) -> random.Random:
+    """Made-up data that is the same in each run."""
+    return random.Random(seed)  # noqa: S311 - nothing secret
+
+
 async def bad_fields(call: Any) -> list[str]:
     """The paths of the fields for which `call` is refused."""
     error = await failure(call)
@@ -106,6 +114,26 @@ async def bad_fields(call: Any) -> list[str]:
     assert detail(error, bad_request), error
     assert error.code() == grpc.StatusCode.INVALID_ARGUMENT
     return [violation.field for violation in bad_request.field_violations]
+
+
+@asynccontextmanager
+async def two_waiting(url: URL, statement: str, *arguments: Any) -> AsyncIterator[None]:
+    """Run `statement` without committing it; leaving undoes it, but not before two others wait for its locks."""
+    connection = await asyncpg.connect(asyncpg_dsn(url))
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    try:
+        transaction = connection.transaction()
+        await transaction.start()
+        await connection.execute(statement, *arguments)
+        yield
+        async with asyncio.timeout(10):
+            while await connection.fetchval(waiting) < 2:  # noqa: ASYNC110 - it happens in another process
+                await asyncio.sleep(0.01)
+                # A transaction sees one and the same list of activities until it lets go of it.
+                await connection.execute("SELECT pg_stat_clear_snapshot()")
+            await transaction.rollback()
+    finally:
+        await connection.close()
 
 
 async def rows(url: URL, query: str, *arguments: Any) -> list[tuple[Any, ...]]:

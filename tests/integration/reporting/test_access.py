@@ -1,12 +1,14 @@
 """Who may tell and ask what."""
 
+from typing import Any
+
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from tests.integration.reporting.records import Reporting, by_id, record
-from tests.support.mesh import reason
 
 from inferplane.server.mesh.workload_identity import WorkloadSigner
 from inferplane.server.settings import ServiceName
+from tests.integration.reporting.records import Reporting, by_id, record
+from tests.support.mesh import reason
 
 DENIED = (grpc.StatusCode.PERMISSION_DENIED, "PERMISSION_DENIED")
 
@@ -85,7 +87,7 @@ async def test_a_caller_may_not_read_reports(reporting: Reporting) -> None:
 
 
 async def test_the_service_is_healthy_with_its_database(reporting: Reporting) -> None:
-    stub = health_pb2_grpc.HealthStub(reporting.mesh.channels[ServiceName.REPORTING])
+    stub: Any = health_pb2_grpc.HealthStub(reporting.mesh.channels[ServiceName.REPORTING])
     request = health_pb2.HealthCheckRequest(service="inferplane.reporting.v1.ReportingService")
     assert (await stub.Check(request)).status == health_pb2.HealthCheckResponse.SERVING
     board = reporting.mesh.services[ServiceName.REPORTING].server.health

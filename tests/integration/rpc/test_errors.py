@@ -10,7 +10,6 @@ import pytest
 from google.protobuf.empty_pb2 import Empty
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client import CollectorRegistry, generate_latest
-from tests.support.mesh import error_info, failure, reason
 
 from inferplane.auth.v1 import auth_service_pb2 as pb
 from inferplane.common.v1.errors_pb2 import ErrorReason
@@ -22,6 +21,7 @@ from inferplane.server.rpc.interceptors.deadlines import DeadlinePolicy
 from inferplane.server.rpc.methods import MissingAccessRuleError
 from inferplane.server.rpc.server import RpcServer
 from inferplane.server.settings import Settings
+from tests.support.mesh import error_info, failure, reason
 
 WHO = "/inferplane.auth.v1.AuthService/WhoAmI"
 WATCH = "/inferplane.artifact.v1.ArtifactService/ReadArtifact"
@@ -41,7 +41,8 @@ class Stand:
         self.registry = registry
 
     def call(self, data: bytes = b"", path: str = WHO, **options: Any) -> Any:
-        return self.channel.unary_unary(path)(data, metadata=[("authorization", "Bearer alice")], **options)
+        method: Any = self.channel.unary_unary(path)
+        return method(data, metadata=[("authorization", "Bearer alice")], **options)
 
 
 @asynccontextmanager
@@ -128,11 +129,12 @@ async def test_accepted_unary_calls_finish_while_the_server_stops() -> None:
 
 async def test_a_stopping_server_tells_its_watchers_and_ends_streams_with_unavailable() -> None:
     async with stand(answer) as server:
-        watch = health_pb2_grpc.HealthStub(server.channel).Watch(health_pb2.HealthCheckRequest())
-        assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+        stub: Any = health_pb2_grpc.HealthStub(server.channel)
+        watch = aiter(stub.Watch(health_pb2.HealthCheckRequest()))
+        assert (await anext(watch)).status == health_pb2.HealthCheckResponse.SERVING
         stopping = asyncio.create_task(server.server.stop())
-        assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
-        assert await reason(watch) == (grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
+        assert (await anext(watch)).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        assert await reason(anext(watch)) == (grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
         await stopping
 
 
@@ -160,7 +162,8 @@ async def test_no_handler_runs_any_more_when_stop_returns() -> None:
 async def test_refused_and_failed_calls_are_counted_by_their_status() -> None:
     async with stand(answer) as server:
         await server.call()
-        await failure(server.channel.unary_unary(WHO)(b""))
+        method: Any = server.channel.unary_unary(WHO)
+        await failure(method(b""))
         counted = generate_latest(server.registry).decode()
     assert 'inferplane_rpc_calls_total{code="OK",method="WhoAmI"' in counted
     assert 'inferplane_rpc_calls_total{code="UNAUTHENTICATED",method="WhoAmI"' in counted
@@ -168,7 +171,7 @@ async def test_refused_and_failed_calls_are_counted_by_their_status() -> None:
 
 async def test_health_lists_and_checks_each_service() -> None:
     async with stand(answer) as server:
-        stub = health_pb2_grpc.HealthStub(server.channel)
+        stub: Any = health_pb2_grpc.HealthStub(server.channel)
         known = await stub.Check(health_pb2.HealthCheckRequest(service="inferplane.auth.v1.AuthService"))
         assert known.status == health_pb2.HealthCheckResponse.SERVING
         error = await failure(stub.Check(health_pb2.HealthCheckRequest(service="unheard.of")))

@@ -13,12 +13,12 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from joserfc import jwt
 from joserfc.jwk import ECKey, OctKey
-from tests.support.mesh import ADMIN, PASSWORD, Mesh, bearer, error_info, failure, reason, running_mesh
 
 from inferplane.auth.v1 import auth_service_pb2 as pb
 from inferplane.server.keys import MasterKey
 from inferplane.server.mesh.workload_identity import WorkloadSigner
 from inferplane.server.settings import ServiceName, Settings
+from tests.support.mesh import ADMIN, PASSWORD, Mesh, bearer, error_info, failure, reason, running_mesh
 
 INVALID = (grpc.StatusCode.UNAUTHENTICATED, "CREDENTIALS_INVALID")
 MISSING = (grpc.StatusCode.UNAUTHENTICATED, "CREDENTIALS_MISSING")

@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
-from tests.support.onnx_models import ELEMENT_TYPES, identity, model, tensor
 
 from inferplane.common.v1.errors_pb2 import ErrorReason
 from inferplane.server.artifact import onnx_inspection
 from inferplane.server.artifact.onnx_inspection import inspect_onnx
 from inferplane.server.errors import InferplaneError
 from inferplane.server.tensors import Signature, TensorSpec
+from tests.support.onnx_models import ELEMENT_TYPES, identity, model, tensor
 
 INVALID = ErrorReason.ERROR_REASON_MODEL_FORMAT_INVALID
 UNSUPPORTED = ErrorReason.ERROR_REASON_MODEL_UNSUPPORTED

@@ -10,10 +10,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from tests.support.cli import Cli, Result
-from tests.support.fake_serving import FakeMesh, fake_mesh
 
 from inferplane.cli.main import run
+from tests.support.cli import Cli, Result
+from tests.support.fake_serving import FakeMesh, fake_mesh
 
 
 @pytest.fixture

@@ -5,10 +5,9 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from inferplane.client import FileStore
 from tests.support.cli import Cli
 from tests.support.fake_serving import FakeMesh
-
-from inferplane.client import FileStore
 
 
 async def test_login_remembers_mesh_and_session(logged_in: Cli, home: Path) -> None:

@@ -2,11 +2,11 @@
 
 import grpc
 import pytest
+
+from inferplane.cli.exit_codes import ExitCode
 from tests.support.cli import Cli
 from tests.support.fake_services import REQUEST_ID
 from tests.support.fake_serving import FakeMesh
-
-from inferplane.cli.exit_codes import ExitCode
 
 
 @pytest.mark.parametrize(

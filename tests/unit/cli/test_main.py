@@ -7,10 +7,10 @@ from importlib.metadata import EntryPoint
 import pytest
 import typer
 import typer.main
-from tests.support.cli import Cli
 
 from inferplane.cli import main
 from inferplane.cli.exit_codes import ExitCode
+from tests.support.cli import Cli
 
 _HEAVY = ("grpc", "numpy", "google.protobuf", "inferplane.client", "inferplane.server")
 

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.support.cli import Cli
-from tests.support.fake_services import PREDICTION_ID
-from tests.support.fake_serving import FakeMesh
 
 from inferplane.client.tensors import encode
 from inferplane.inference.v1.deployment_pb2 import Deployment
 from inferplane.reporting.v1.report_pb2 import VersionMetrics, VersionQuality
+from tests.support.cli import Cli
+from tests.support.fake_services import PREDICTION_ID
+from tests.support.fake_serving import FakeMesh
 
 
 @pytest.fixture

@@ -3,9 +3,9 @@
 from collections.abc import AsyncIterator
 
 import pytest
-from tests.support.fake_serving import FakeMesh, fake_mesh
 
 from inferplane.client import Backoff, Inferplane, Tokens
+from tests.support.fake_serving import FakeMesh, fake_mesh
 
 
 @pytest.fixture

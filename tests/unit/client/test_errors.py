@@ -2,10 +2,10 @@
 
 import grpc
 import pytest
-from tests.support.fake_services import REQUEST_ID
-from tests.support.fake_serving import FakeMesh
 
 from inferplane.client import Inferplane, errors
+from tests.support.fake_services import REQUEST_ID
+from tests.support.fake_serving import FakeMesh
 
 
 @pytest.mark.parametrize(

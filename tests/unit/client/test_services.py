@@ -5,12 +5,12 @@ from datetime import UTC, datetime
 import grpc
 import numpy as np
 import pytest
-from tests.support.fake_services import PREDICTION_ID
-from tests.support.fake_serving import FakeMesh
 
 from inferplane.client import DeploymentFailed, Inferplane, errors
 from inferplane.client.names import ModelRef
 from inferplane.inference.v1.deployment_pb2 import Deployment
+from tests.support.fake_services import PREDICTION_ID
+from tests.support.fake_serving import FakeMesh
 
 
 async def test_lists_go_on_over_all_pages(mesh: FakeMesh, plane: Inferplane) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import grpc
 import pytest
-from tests.support.fake_serving import FakeMesh
 
 from inferplane.client import FileStore, Inferplane, MemoryStore, Password, Tokens, errors
+from tests.support.fake_serving import FakeMesh
 
 _REFRESHER = """
 import asyncio, sys

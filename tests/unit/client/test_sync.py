@@ -8,9 +8,9 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from tests.support.fake_serving import FakeMesh
 
 from inferplane.client import artifact, auth, errors, inference, reporting, sync
+from tests.support.fake_serving import FakeMesh
 
 
 def _use(mesh: FakeMesh, path: Path) -> tuple[str, list[str], float]:

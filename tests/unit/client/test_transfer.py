@@ -5,9 +5,9 @@ from pathlib import Path
 
 import grpc
 import pytest
-from tests.support.fake_serving import FakeMesh
 
 from inferplane.client import DigestMismatch, Inferplane, errors
+from tests.support.fake_serving import FakeMesh
 
 _MIB = 1024 * 1024
 _BYTES = bytes(range(256)) * (4 * 4 * 1024) + b"tail"

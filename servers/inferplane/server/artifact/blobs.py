@@ -2,7 +2,7 @@
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -30,7 +30,7 @@ def total_size(manifest: Sequence[Chunk]) -> int:
     return sum(chunk.size for chunk in manifest)
 
 
-async def stream(chunks: ChunkStore, manifest: Sequence[Chunk]) -> AsyncIterator[bytes]:
+async def stream(chunks: ChunkStore, manifest: Sequence[Chunk]) -> AsyncGenerator[bytes, None]:
     """The chunks in order; raises BLOB_CORRUPT at one whose bytes are lost or changed."""
     for chunk in manifest:
         yield await chunks.read(chunk.digest)
@@ -52,7 +52,7 @@ class BlobReader:
         self._chunks = chunks
         self._slots = Slots(readers)
 
-    async def read(self, manifest: Sequence[Chunk], offset: int, limit: int) -> AsyncIterator[tuple[int, bytes]]:
+    async def read(self, manifest: Sequence[Chunk], offset: int, limit: int) -> AsyncGenerator[tuple[int, bytes], None]:
         """At most `limit` bytes (0: all) from `offset`, as positions and pieces of at most 1 MiB.
 
         Raises READ_OFFSET_OUT_OF_RANGE, BLOB_CORRUPT, and DEPENDENCY_UNAVAILABLE while too many others read.

@@ -22,6 +22,9 @@ from inferplane.server.storage.unit_of_work import UnitOfWorkFactory
 
 __all__ = ["UploadReader", "UploadRepository"]
 
+MAX_COLLECTED = 10_000
+"""Chunks that one round removes at most."""
+
 _upload = tables.upload
 _upload_chunk = tables.upload_chunk
 _chunk = tables.chunk
@@ -164,23 +167,31 @@ class UploadRepository:
             await connection.execute(sa.delete(_upload).where(stale))
             await connection.commit()
 
-    async def collect_one(self, written_before: datetime, chunks: ChunkStore) -> bool:
-        """See `UploadStore.collect_one`.
+    async def unused(self, written_before: datetime) -> list[str]:
+        """See `UploadStore.unused`."""
+        query = sa.select(_chunk.c.digest).where(_unused(written_before)).limit(MAX_COLLECTED)
+        async with self._database.transaction() as connection:
+            return list(await connection.scalars(query))
+
+    async def collect(self, digest: str, written_before: datetime, chunks: ChunkStore) -> None:
+        """See `UploadStore.collect`.
 
         The row is locked until the chunk is gone. Who is about to write the same chunk announces it first and
-        waits there for this lock, so that a chunk is never removed after it was written.
+        waits there for this lock, so that a chunk is never removed after it was written anew.
         """
-        used = sa.exists().where(_upload_chunk.c.digest == _chunk.c.digest)
-        query = sa.select(_chunk.c.digest).where(_chunk.c.written_at < written_before, ~used)
+        claim = sa.select(_chunk.c.digest).where(_chunk.c.digest == digest, _unused(written_before))
         async with self._database.transaction() as connection:
-            digest = await connection.scalar(query.limit(1).with_for_update(skip_locked=True))
-            if digest is None:
-                return False
-            # Before the store: where an upload took the chunk meanwhile, its reference makes this fail.
+            if await connection.scalar(claim.with_for_update(skip_locked=True)) is None:
+                return
+            # Before the bytes: if an upload took the chunk meanwhile, its reference makes this fail.
             await connection.execute(sa.delete(_chunk).where(_chunk.c.digest == digest))
             await chunks.delete(digest)
             await connection.commit()
-        return True
+
+
+def _unused(written_before: datetime) -> sa.ColumnElement[bool]:
+    used = sa.exists().where(_upload_chunk.c.digest == _chunk.c.digest)
+    return sa.and_(_chunk.c.written_at < written_before, ~used)
 
 
 async def _append(connection: AsyncConnection, name: UploadName, chunk: Chunk) -> None:

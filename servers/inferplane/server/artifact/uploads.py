@@ -74,8 +74,11 @@ class UploadStore(Protocol):
     async def complete(self, upload: Upload, complete: Upload, last: Chunk | None, actor: Actor) -> bool: ...
     async def discard(self, upload: Upload, actor: Actor) -> bool: ...
     async def forget_stale(self, active_before: datetime) -> None: ...
-    async def collect_one(self, written_before: datetime, chunks: ChunkStore) -> bool:
-        """Remove one chunk of no upload, written before then, from `chunks`; whether there was one."""
+    async def unused(self, written_before: datetime) -> list[str]:
+        """Digests of chunks that were written before then and are of no upload; some of them, if there are many."""
+
+    async def collect(self, digest: str, written_before: datetime, chunks: ChunkStore) -> None:
+        """Remove a chunk from `chunks`, unless it has come into use or is being written."""
 
 
 class Uploads:
@@ -125,8 +128,9 @@ class Uploads:
     async def clean_up(self) -> None:
         """Forget uploads that nobody goes on with, then remove the chunks that no upload has."""
         await self._store.forget_stale(now() - STALE_AFTER)
-        while await self._store.collect_one(now() - UNUSED_AFTER, self._chunks):
-            pass
+        written_before = now() - UNUSED_AFTER
+        for digest in await self._store.unused(written_before):
+            await self._store.collect(digest, written_before, self._chunks)
 
     async def _open(self, first: Piece, actor: Actor) -> Upload:
         upload = await self._store.find(first.upload)

@@ -34,6 +34,7 @@ log = structlog.get_logger()
 
 ADMIN = "admin"
 RESTART_DELAY = 0.5
+MAX_LOG_SIZE = 16 << 20
 STOP_ORDER = (ServiceName.INFERENCE, ServiceName.ARTIFACT, ServiceName.REPORTING, ServiceName.AUTH)
 """Inference first: its last prediction records still find the reporting service."""
 
@@ -55,6 +56,15 @@ class Mesh:
     postgres: EmbeddedPostgres | None = None
     triton: EmbeddedTriton | None = None
     admin_password_file: Path | None = None
+    log_file: Path | None = None
+
+    def log_to_data_dir(self) -> None:
+        """Keep the services' logs in the data directory; what an earlier run wrote is kept up to 16 MiB."""
+        folder = self.settings.data_dir.resolve() / "logs"
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.log_file = folder / "services.log"
+        if self.log_file.exists() and self.log_file.stat().st_size > MAX_LOG_SIZE:
+            self.log_file.replace(folder / "services.log.1")
 
     async def start_database(self, stack: AsyncExitStack) -> None:
         """Start the embedded PostgreSQL unless there is a URL, migrate, and make keys and an administrator."""
@@ -97,7 +107,7 @@ class Mesh:
                 Job(service.value, settings, reserved.port, self._metrics_port(service, worker))
                 for worker in range(self.settings.workers)
             ]
-            self.supervisors[service] = Supervisor(jobs, self.settings.drain_grace)
+            self.supervisors[service] = Supervisor(jobs, self.settings.drain_grace, self.log_file)
         stack.push_async_callback(self.stop_services)
         await asyncio.gather(*(supervisor.start() for supervisor in self.supervisors.values()))
 
@@ -143,10 +153,7 @@ class Mesh:
                 "metrics": metrics,
             },
             "admin": {"username": ADMIN, "password_file": str(self.admin_password_file)},
-            "triton_header": {
-                "name": self.settings.triton_header_name,
-                "file": str(self.settings.data_dir.resolve() / "triton" / "header") if self.triton else None,
-            },
+            "triton_header_file": str(self.settings.data_dir.resolve() / "triton" / "header") if self.triton else None,
             "pids": {"up": os.getpid(), **pids, **{name: part.pid for name, part in embedded.items() if part}},
         }
 

@@ -20,6 +20,7 @@ __all__ = ["up"]
 
 TRITON_PORT = 8001
 READY_TIMEOUT = 60.0
+READY_FILE_INTERVAL = 0.5
 console = Console(stderr=True)
 
 
@@ -53,6 +54,7 @@ async def run(settings: Settings, ready_file: Path | None) -> None:
     stop = stop_requested()
     began = time.monotonic()
     mesh = Mesh(settings)
+    mesh.log_to_data_dir()
     async with AsyncExitStack() as stack:
         starting = asyncio.create_task(start(mesh, stack))
         stopped = asyncio.create_task(stop.wait())
@@ -62,12 +64,21 @@ async def run(settings: Settings, ready_file: Path | None) -> None:
             await asyncio.gather(starting, return_exceptions=True)
             return
         await starting
-        if ready_file is not None:
-            write_ready_file(ready_file, mesh.ready())
-            stack.callback(ready_file.unlink, missing_ok=True)
         console.print(endpoint_table(mesh, time.monotonic() - began))
-        await stopped
+        if ready_file is not None:
+            stack.callback(ready_file.unlink, missing_ok=True)
+        await keep_ready_file(mesh, ready_file, stopped)
         console.print("Stopping …")
+
+
+async def keep_ready_file(mesh: Mesh, ready_file: Path | None, stopped: "asyncio.Task[bool]") -> None:
+    """Keep the ready file true until `stopped`: a part that was started again has another pid."""
+    written: dict[str, Any] = {}
+    while not stopped.done():
+        if ready_file is not None and (ready := mesh.ready()) != written:
+            await asyncio.to_thread(write_ready_file, ready_file, ready)
+            written = ready
+        await asyncio.wait({stopped}, timeout=READY_FILE_INTERVAL)
 
 
 async def start(mesh: Mesh, stack: AsyncExitStack) -> None:
@@ -94,6 +105,10 @@ def endpoint_table(mesh: Mesh, seconds: float) -> Table:
     table.add_row("triton", ready["endpoints"]["triton"], "", str(ready["pids"].get("triton", "")))
     database = "socket in the data directory" if mesh.postgres else "INFERPLANE_DATABASE_URL"
     table.add_row("postgres", database, "", str(ready["pids"].get("postgres", "")))
-    table.caption = f"log in: inferplane login --username admin --password-file {ready['admin']['password_file']}"
+    admin = ready["admin"]
+    table.caption = (
+        f"log in:  inferplane login --username {admin['username']} --password-file {admin['password_file']}\n"
+        f"logs:    {mesh.log_file}\nCtrl-C stops everything."
+    )
     table.caption_justify = "left"
     return table

@@ -97,7 +97,8 @@ class EmbeddedTriton:
 
     @property
     def header(self) -> tuple[str, str]:
-        """Name and value of the metadata that every call must carry; new at each start.
+        """Name and value of the metadata that every call must carry; new for each object, so that its callers
+        need not learn another one after a restart.
 
         Raises RuntimeError before `start`. The same pair is in the file `header` (mode 0600).
         """
@@ -141,9 +142,13 @@ class EmbeddedTriton:
     async def _launch_on_port(self, installation: _Installation, port: int | None) -> None:
         for _ in range(_PORT_ATTEMPTS if port is None else 1):
             self._port = _free_port() if port is None else port
-            with contextlib.suppress(_PortTakenError):
+            try:
                 await self._launch(installation)
                 return
+            except _PortTakenError:
+                if port is None:
+                    # Whoever has that port has seen the header.
+                    self._secret = ""
         raise EmbeddedTritonError(f"port {self._port} of 127.0.0.1 is taken; choose another one for Triton")
 
     def _prepare(self, installation: _Installation) -> None:
@@ -185,8 +190,8 @@ class EmbeddedTriton:
             record.unlink(missing_ok=True)
 
     async def _launch(self, installation: _Installation) -> None:
-        # New for each attempt: if its port was lost, another server has seen the header.
-        self._secret = secrets.token_hex(32)
+        if not self._secret:
+            self._secret = secrets.token_hex(32)
         self._identity = f"inferplane-{secrets.token_hex(8)}"
         _write_private(self._data_dir / "header", ": ".join(self.header) + "\n")
         log = self._data_dir / "server.log"

@@ -79,29 +79,37 @@ class Recorder:
             self._wake.set()
 
     async def run(self) -> None:
-        """Deliver until cancelled."""
+        """Deliver until cancelled: every INTERVAL what there is, and at once when a batch is full."""
         while True:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), INTERVAL)
             self._wake.clear()
-            await self.flush()
+            delivered = await self._deliver_batch()
+            while delivered and len(self._noted) >= BATCH:
+                delivered = await self._deliver_batch()
 
     async def flush(self) -> None:
-        """Deliver all that is noted now; what fails is kept for the next time."""
-        while self._undelivered or self._noted:
-            if not self._undelivered:
-                batch = [self._noted.popleft() for _ in range(min(BATCH, len(self._noted)))]
-                self._held -= sum(len(noted.answer) for noted in batch)
-                self._observe(batch)
-                # Off the loop: the labels of a thousand answers take a while.
-                self._undelivered = await asyncio.to_thread(_records, batch)
-            try:
-                await self._sink.store(self._undelivered)
-            except Exception as error:  # noqa: BLE001 - whatever it is, the records are still here
-                log.warning("prediction_records_delayed", error=type(error).__name__, waiting=len(self._noted))
-                await asyncio.sleep(INTERVAL)
-                return
-            self._undelivered = []
+        """Deliver all that is noted now, or as much as can be."""
+        while (self._undelivered or self._noted) and await self._deliver_batch():
+            pass
+
+    async def _deliver_batch(self) -> bool:
+        """Deliver one batch; one that fails is kept for the next time."""
+        if not self._undelivered and self._noted:
+            batch = [self._noted.popleft() for _ in range(min(BATCH, len(self._noted)))]
+            self._held -= sum(len(noted.answer) for noted in batch)
+            self._observe(batch)
+            # Off the loop: the labels of a thousand answers take a while.
+            self._undelivered = await asyncio.to_thread(_records, batch)
+        if not self._undelivered:
+            return True
+        try:
+            await self._sink.store(self._undelivered)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the records are still here
+            log.warning("prediction_records_delayed", error=type(error).__name__, waiting=len(self._noted))
+            return False
+        self._undelivered = []
+        return True
 
     def _observe(self, batch: list[Noted]) -> None:
         for noted in batch:

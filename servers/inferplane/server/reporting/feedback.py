@@ -59,7 +59,7 @@ class FeedbackStore(Protocol):
         """For each client request id up to two of the deployment's predictions, those that succeeded first."""
 
     async def add_labels(self, labels: Mapping[UUID, Labels], submitter: str, at: datetime) -> int:
-        """Store the labels of predictions that have none, in the order given; how many those were."""
+        """Store the labels of predictions that have none; how many those were."""
 
     async def conflicts(self, labels: Mapping[UUID, Labels]) -> set[UUID]:
         """The predictions whose stored labels are not these."""
@@ -79,12 +79,10 @@ async def submit(store: FeedbackStore, deployment: str, answers: Sequence[Answer
         if labels.setdefault(target.id, answer.labels) != answer.labels:
             raise invalid_field(f"{answer.path}.labels", f"contradicts {paths[target.id]}, of the same prediction")
         paths.setdefault(target.id, answer.path)
-    # In one order for all: two requests that share predictions in opposite orders would wait for each other.
-    ordered = dict(sorted(labels.items()))
-    stored = await store.add_labels(ordered, submitter, now())
-    if stored < len(ordered):
-        await _check_conflicts(store, ordered, paths)
-    store.record("feedback.submit", f"deployments/{deployment}", predictions=len(ordered), stored=stored)
+    stored = await store.add_labels(labels, submitter, now())
+    if stored < len(labels):
+        await _check_conflicts(store, labels, paths)
+    store.record("feedback.submit", f"deployments/{deployment}", predictions=len(labels), stored=stored)
     return stored
 
 

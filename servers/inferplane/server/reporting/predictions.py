@@ -1,12 +1,10 @@
 """Prediction records: kept once, as they came."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
 from uuid import UUID
 
-__all__ = ["MAX_LABELS", "MAX_LABEL_LENGTH", "MAX_RECORDS", "Prediction", "PredictionStore", "TimeSpan", "ingest"]
+__all__ = ["MAX_LABELS", "MAX_LABEL_LENGTH", "MAX_RECORDS", "Prediction", "TimeSpan"]
 
 MAX_RECORDS = 2000
 """Most records of one batch."""
@@ -40,15 +38,3 @@ class TimeSpan:
 
     start: datetime | None
     end: datetime | None
-
-
-class PredictionStore(Protocol):
-    """What `ingest` needs of a transaction."""
-
-    async def add(self, predictions: Sequence[Prediction]) -> int: ...
-
-
-async def ingest(store: PredictionStore, predictions: Sequence[Prediction]) -> int:
-    """Add the records that are not there yet; how many those were."""
-    # In one order for all: two batches that share records and met in opposite orders would wait for each other.
-    return await store.add(sorted(predictions, key=lambda prediction: prediction.id))

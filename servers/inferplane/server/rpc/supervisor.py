@@ -3,10 +3,14 @@
 import asyncio
 import contextlib
 import json
+import os
 import socket
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import BinaryIO
 
 import structlog
 
@@ -55,6 +59,11 @@ class ReservedPort:
         self._socket.close()
 
 
+def _appended(path: Path) -> BinaryIO:
+    # 0600: logs name callers and models.
+    return open(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "ab")  # noqa: PTH123
+
+
 def _family(host: str) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in host else socket.AF_INET
 
@@ -70,10 +79,11 @@ class Worker:
 
 
 class Supervisor:
-    """Runs workers until stopped."""
+    """Runs workers until stopped. Their logs go to `log_file`, or with None to standard error."""
 
-    def __init__(self, jobs: list[Job], drain_grace: float) -> None:
+    def __init__(self, jobs: list[Job], drain_grace: float, log_file: Path | None = None) -> None:
         self.workers = [Worker(job) for job in jobs]
+        self._log_file = log_file
         self._drain_grace = drain_grace
         self._stopping = False
         self._tasks: list[asyncio.Task[None]] = []
@@ -92,7 +102,7 @@ class Supervisor:
         failed = [worker.job.service for worker in self.workers if worker.ready is None]
         if failed:
             await self.stop()
-            raise WorkerStartError(f"{', '.join(sorted(set(failed)))} did not start; the log above says why")
+            raise WorkerStartError(f"{', '.join(sorted(set(failed)))} did not start; {self._where()} says why")
 
     async def stop(self) -> None:
         """Ask all workers to drain, wait for them, and kill those that do not end."""
@@ -124,12 +134,16 @@ class Supervisor:
             backoff = 0.1 if time.monotonic() - began > 10 else min(backoff * 2, MAX_BACKOFF)
             await asyncio.sleep(backoff)
 
+    def _where(self) -> str:
+        return str(self._log_file) if self._log_file else "the log above"
+
     async def _run_once(self, worker: Worker) -> None:
         ours, theirs = socket.socketpair()
-        with theirs:
+        with theirs, ExitStack() as stack:
+            log_file = stack.enter_context(_appended(self._log_file)) if self._log_file else None
             worker.process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "inferplane.server.rpc.worker", "--control-fd", str(theirs.fileno()),
-                pass_fds=[theirs.fileno()], stdin=asyncio.subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()], stdin=asyncio.subprocess.DEVNULL, stderr=log_file,
             )  # fmt: skip
         reader, writer = await asyncio.open_unix_connection(sock=ours)
         try:

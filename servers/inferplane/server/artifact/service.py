@@ -1,0 +1,286 @@
+"""Artifact's RPCs: from message to domain call to message."""
+
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from inferplane.artifact.v1 import artifact_service_pb2 as artifact_pb
+from inferplane.artifact.v1 import artifact_service_pb2_grpc, model_pb2, model_registry_service_pb2_grpc, upload_pb2
+from inferplane.artifact.v1 import model_registry_service_pb2 as registry_pb
+from inferplane.common.v1.access_pb2 import Permission
+from inferplane.server.artifact.blobs import BlobReader
+from inferplane.server.artifact.convert import alias_message, model_message, upload_message, version_message
+from inferplane.server.artifact.inspection import Inspection
+from inferplane.server.artifact.registry import NewVersion, Registry, visible_models
+from inferplane.server.artifact.repository import RegistryReader, RegistryRepository
+from inferplane.server.artifact.uploads import Finish, Piece, Uploads
+from inferplane.server.errors import invalid_field
+from inferplane.server.names import (
+    ALIAS,
+    VERSION,
+    AliasName,
+    AliasRef,
+    ModelId,
+    ModelRef,
+    UploadName,
+    UploadRef,
+    VersionName,
+    VersionRef,
+)
+from inferplane.server.policy.snapshot import PolicySnapshot
+from inferplane.server.rpc.call import current_call
+from inferplane.server.rpc.mutations import Mutations
+from inferplane.server.rpc.validation import Input, parse
+from inferplane.server.storage.database import Database
+from inferplane.server.storage.pages import PageTokens
+
+__all__ = ["ArtifactService", "ModelRegistryService"]
+
+MAX_DATA = 2 << 20
+
+
+def _storable(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("must not hold the character NUL")
+    return text
+
+
+def _not_negative(number: int) -> int:
+    if number < 0:
+        raise ValueError("must not be negative")
+    return number
+
+
+def _digest(text: str) -> str:
+    if re.fullmatch(r"sha256:[0-9a-f]{64}", text) is None:
+        raise ValueError("must be sha256: and 64 lowercase hexadecimal digits")
+    return text
+
+
+def _finish_fields(message: artifact_pb.WriteArtifactRequest.FinishWrite) -> dict[str, object]:
+    return {"size": message.size, "digest": message.digest}
+
+
+def _version_or_alias(name: str) -> VersionName | AliasName:
+    for pattern in (VERSION, ALIAS):
+        try:
+            model, segment = pattern.parse(name)
+        except ValueError:
+            continue
+        return VersionName(model, int(segment)) if pattern is VERSION else AliasName(model, segment)
+    raise ValueError(f"must have the form {VERSION.template} or {ALIAS.template}")
+
+
+Text = Annotated[str, AfterValidator(_storable)]
+Amount = Annotated[int, AfterValidator(_not_negative)]
+Digest = Annotated[str, AfterValidator(_digest)]
+
+
+class NewModel(Input):
+    model_id: ModelId
+    description: Annotated[Text, Field(max_length=1024)]
+
+
+class ModelToGet(Input):
+    name: ModelRef
+
+
+class ModelOfList(Input):
+    parent: ModelRef
+
+
+class UploadToMake(Input):
+    parent: ModelRef
+    upload: UploadRef
+    label_output: Annotated[Text, Field(max_length=256)]
+
+
+class VersionToGet(Input):
+    name: Annotated[VersionName | AliasName, BeforeValidator(_version_or_alias)]
+
+
+class AliasToSet(Input):
+    name: AliasRef
+    model_version: VersionRef
+
+
+class UploadToSee(Input):
+    upload: UploadRef
+
+
+class FinishInput(Input):
+    size: Amount
+    digest: Digest
+
+
+class PieceInput(Input):
+    write_offset: Amount
+    data: bytes
+
+
+class LastPieceInput(PieceInput):
+    finish: Annotated[FinishInput, BeforeValidator(_finish_fields)]
+
+
+class Range(Input):
+    model_version: VersionRef
+    offset: Amount
+    limit: Amount
+
+
+async def _pieces(requests: AsyncIterator[artifact_pb.WriteArtifactRequest]) -> AsyncGenerator[Piece, None]:
+    upload: UploadName | None = None
+    async for request in requests:
+        if request.upload or upload is None:
+            named = parse(UploadToSee, request).upload
+            if upload not in (None, named):
+                raise invalid_field("upload", "must be the same in all messages")
+            upload = named
+        yield _piece(upload, request)
+
+
+def _piece(upload: UploadName, request: artifact_pb.WriteArtifactRequest) -> Piece:
+    if len(request.data) > MAX_DATA:
+        raise invalid_field("data", f"must be at most {MAX_DATA} bytes")
+    if not request.HasField("finish"):
+        given = parse(PieceInput, request)
+        return Piece(upload, given.write_offset, given.data)
+    last = parse(LastPieceInput, request)
+    return Piece(upload, last.write_offset, last.data, Finish(last.finish.size, last.finish.digest))
+
+
+class ArtifactService(artifact_service_pb2_grpc.ArtifactServiceServicer):
+    """The bytes of models."""
+
+    def __init__(self, uploads: Uploads, blobs: BlobReader, database: Database) -> None:
+        self._uploads = uploads
+        self._blobs = blobs
+        self._database = database
+
+    async def WriteArtifact(
+        self, request_iterator: AsyncIterator[artifact_pb.WriteArtifactRequest], context: Any
+    ) -> artifact_pb.WriteArtifactResponse:
+        async with aclosing(_pieces(request_iterator)) as pieces:
+            upload = await self._uploads.write(pieces, current_call().actor)
+        return artifact_pb.WriteArtifactResponse(upload=upload_message(upload))
+
+    async def GetWriteStatus(self, request: artifact_pb.GetWriteStatusRequest, context: Any) -> upload_pb2.Upload:
+        return upload_message(await self._uploads.status(parse(UploadToSee, request).upload))
+
+    async def ReadArtifact(
+        self, request: artifact_pb.ReadArtifactRequest, context: Any
+    ) -> AsyncIterator[artifact_pb.ReadArtifactResponse]:
+        wanted = parse(Range, request)
+        async with self._database.transaction() as connection:
+            manifest = await RegistryReader(connection).manifest(wanted.model_version)
+        async with aclosing(self._blobs.read(manifest, wanted.offset, wanted.limit)) as pieces:
+            async for offset, data in pieces:
+                yield artifact_pb.ReadArtifactResponse(offset=offset, data=data)
+
+
+class ModelRegistryService(model_registry_service_pb2_grpc.ModelRegistryServiceServicer):
+    """Models, versions and aliases."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        inspection: Inspection,
+        mutations: Mutations,
+        database: Database,
+        pages: PageTokens,
+        policy: Callable[[], PolicySnapshot],
+    ) -> None:
+        self._registry = registry
+        self._inspection = inspection
+        self._mutations = mutations
+        self._database = database
+        self._pages = pages
+        self._policy = policy
+
+    async def CreateModel(self, request: registry_pb.CreateModelRequest, context: Any) -> model_pb2.Model:
+        new = parse(NewModel, request)
+        creator = current_call().principal.subject
+
+        async def create(unit: Any) -> model_pb2.Model:
+            store = RegistryRepository(unit)
+            return model_message(await self._registry.create_model(store, new.model_id, new.description, creator))
+
+        return await self._mutations.run(request, model_pb2.Model, create)
+
+    async def GetModel(self, request: registry_pb.GetModelRequest, context: Any) -> model_pb2.Model:
+        name = parse(ModelToGet, request).name
+        async with self._database.transaction() as connection:
+            return model_message(await RegistryReader(connection).model(name))
+
+    async def ListModels(self, request: registry_pb.ListModelsRequest, context: Any) -> registry_pb.ListModelsResponse:
+        scope = ("ListModels",)
+        page = self._pages.page(scope, request.page_size, request.page_token)
+        subject, policy = current_call().principal.subject, self._policy()
+
+        def may_see(name: str) -> bool:
+            return policy.allows(subject, Permission.PERMISSION_MODELS_READ, name)
+
+        async with self._database.transaction() as connection:
+            models, after = await visible_models(RegistryReader(connection), page.after, page.size, may_see)
+        return registry_pb.ListModelsResponse(
+            models=map(model_message, models), next_page_token=self._pages.next_token(scope, after)
+        )
+
+    async def CreateModelVersion(
+        self, request: registry_pb.CreateModelVersionRequest, context: Any
+    ) -> model_pb2.ModelVersion:
+        given = parse(UploadToMake, request)
+        if given.upload.model != given.parent:
+            raise invalid_field("upload", "must be of the same model")
+        new = NewVersion(given.upload, given.label_output, current_call().principal.subject)
+        signature = await self._inspection.signature(new.upload)
+
+        async def create(unit: Any) -> model_pb2.ModelVersion:
+            return version_message(await self._registry.create_version(RegistryRepository(unit), new, signature))
+
+        return await self._mutations.run(request, model_pb2.ModelVersion, create)
+
+    async def GetModelVersion(
+        self, request: registry_pb.GetModelVersionRequest, context: Any
+    ) -> model_pb2.ModelVersion:
+        name = parse(VersionToGet, request).name
+        async with self._database.transaction() as connection:
+            reader = RegistryReader(connection)
+            found = reader.version(name) if isinstance(name, VersionName) else reader.aliased_version(name)
+            return version_message(await found)
+
+    async def ListModelVersions(
+        self, request: registry_pb.ListModelVersionsRequest, context: Any
+    ) -> registry_pb.ListModelVersionsResponse:
+        parent = parse(ModelOfList, request).parent
+        scope = ("ListModelVersions", parent)
+        page = self._pages.page(scope, request.page_size, request.page_token)
+        async with self._database.transaction() as connection:
+            versions, after = await RegistryReader(connection).versions(parent, page)
+        return registry_pb.ListModelVersionsResponse(
+            model_versions=map(version_message, versions), next_page_token=self._pages.next_token(scope, after)
+        )
+
+    async def SetAlias(self, request: registry_pb.SetAliasRequest, context: Any) -> model_pb2.ModelAlias:
+        given = parse(AliasToSet, request)
+
+        async def move(unit: Any) -> model_pb2.ModelAlias:
+            store = RegistryRepository(unit)
+            return alias_message(await self._registry.set_alias(store, given.name, given.model_version))
+
+        return await self._mutations.run(request, model_pb2.ModelAlias, move)
+
+    async def ListAliases(
+        self, request: registry_pb.ListAliasesRequest, context: Any
+    ) -> registry_pb.ListAliasesResponse:
+        parent = parse(ModelOfList, request).parent
+        scope = ("ListAliases", parent)
+        page = self._pages.page(scope, request.page_size, request.page_token)
+        async with self._database.transaction() as connection:
+            aliases, after = await RegistryReader(connection).aliases(parent, page)
+        return registry_pb.ListAliasesResponse(
+            aliases=map(alias_message, aliases), next_page_token=self._pages.next_token(scope, after)
+        )

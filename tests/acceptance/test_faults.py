@@ -1,0 +1,209 @@
+"""Parts that die, hang and come back. Each test has a mesh of its own."""
+
+import asyncio
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import psutil
+import pytest
+
+from inferplane.auth.v1 import auth_service_pb2, auth_service_pb2_grpc
+from inferplane.client import Inferplane
+from inferplane.client.errors import InferplaneClientError
+from inferplane.server.embedded.postgres import EmbeddedPostgres
+from tests.support.http import get
+from tests.support.loop_thread import LoopThread
+from tests.support.onnx_models import identity
+from tests.support.up import NOT_SERVING, SERVING, Up, running_up, wait_for
+
+SERVICES = {
+    "auth": ["inferplane.auth.v1.AuthService", "inferplane.auth.v1.IdentityService"],
+    "artifact": ["inferplane.artifact.v1.ArtifactService", "inferplane.artifact.v1.ModelRegistryService"],
+    "reporting": ["inferplane.reporting.v1.ReportingService"],
+    "inference": ["inferplane.inference.v1.DeploymentService"],
+}
+"""What needs the database."""
+
+DATA_PLANE = ["inference.GRPCInferenceService", "inferplane.inference.v1.InferenceService"]
+X = np.arange(4, dtype=np.float32)
+
+
+@pytest.fixture
+def own_up(tmp_path: Path) -> Iterator[Up]:
+    with running_up(tmp_path) as up:
+        yield up
+
+
+async def deploy(plane: Inferplane, directory: Path, name: str = "echo") -> None:
+    path = directory / f"{name}.onnx"
+    path.write_bytes(identity("FP32").SerializeToString())
+    await plane.artifact.push(name, path)
+    await plane.inference.deploy(name)
+
+
+async def predicts(plane: Inferplane, name: str = "echo") -> bool:
+    try:
+        answer = await plane.inference.predict(name, {"x": X})
+    except InferplaneClientError:
+        return False
+    return bool(np.array_equal(answer.outputs["y"], X))
+
+
+async def until_predicts(plane: Inferplane, seconds: float) -> None:
+    async with asyncio.timeout(seconds):
+        while not await predicts(plane):  # noqa: ASYNC110 - the other side is another process
+            await asyncio.sleep(0.05)
+
+
+def all_are(up: Up, names: dict[str, list[str]], status: int) -> bool:
+    return all(up.status(service, name) == status for service, listed in names.items() for name in listed)
+
+
+async def until_counted(plane: Inferplane, calls: int) -> None:
+    async with asyncio.timeout(10):
+        while sum(version.call_count for version in await plane.reporting.metrics("echo")) < calls:  # noqa: ASYNC110 - the other side is another process
+            await asyncio.sleep(0.05)
+
+
+def tritons(up: Up) -> list[psutil.Process]:
+    """Triton's process: one, or none while it is started again."""
+    children = psutil.Process(up.process.pid).children()
+    return [child for child in children if child.name() == "tritonserver" and child.status() != psutil.STATUS_ZOMBIE]
+
+
+async def test_killing_triton_stops_inference_alone_and_both_recover(own_up: Up, tmp_path: Path) -> None:
+    up = own_up
+    async with up.admin() as plane:
+        await deploy(plane, tmp_path)
+        (triton,) = tritons(up)
+        triton.suspend()
+        await asyncio.to_thread(wait_for, lambda: all_are(up, {"inference": DATA_PLANE}, NOT_SERVING), 5)
+        assert all_are(up, SERVICES, SERVING)
+        triton.kill()
+        # It is started again at once; what is measured is the way from there to an answer.
+        await asyncio.to_thread(wait_for, lambda: [p for p in tritons(up) if p.pid != triton.pid], 15)
+        await asyncio.to_thread(wait_for, lambda: all_are(up, {"inference": DATA_PLANE}, SERVING), 5)
+        await until_predicts(plane, 5)
+
+
+async def test_killing_the_embedded_postgres_loses_nothing_and_recovers(own_up: Up, tmp_path: Path) -> None:
+    up = own_up
+    async with up.admin() as plane:
+        await deploy(plane, tmp_path)
+        os.kill(up.pids["postgres"], signal.SIGKILL)
+        assert await predicts(plane)
+        await asyncio.to_thread(wait_for, lambda: all_are(up, SERVICES, SERVING), 5)
+        assert (await plane.artifact.get_version("echo:1")).digest
+
+
+async def test_without_its_database_the_data_plane_goes_on_alone(tmp_path: Path, loop_thread: LoopThread) -> None:
+    postgres = EmbeddedPostgres(tmp_path / "pg")
+    loop_thread.run(postgres.start())
+    environment = {"INFERPLANE_DATABASE_URL": postgres.owner_url}
+    try:
+        with running_up(tmp_path, environment=environment) as up:
+            async with up.admin() as plane:
+                await deploy(plane, tmp_path)
+                assert await predicts(plane)
+                loop_thread.run(postgres.stop())
+                await asyncio.to_thread(wait_for, lambda: all_are(up, SERVICES, NOT_SERVING), 5)
+                assert all_are(up, {"inference": ["", *DATA_PLANE]}, SERVING)
+                assert await predicts(plane)
+                with pytest.raises(InferplaneClientError, match="dependency") as failed:
+                    await plane.artifact.get_model("echo", timeout=5)
+                assert failed.value.reason == "DEPENDENCY_UNAVAILABLE"
+                assert {get(address, "/healthz") for address in up.endpoints["metrics"].values()} == {200}
+                loop_thread.run(postgres.start())
+                await asyncio.to_thread(wait_for, lambda: all_are(up, SERVICES, SERVING), 5)
+                await plane.artifact.get_model("echo")
+    finally:
+        loop_thread.run(postgres.stop())
+
+
+async def test_predictions_made_without_the_database_are_recorded_when_it_is_back(
+    tmp_path: Path, loop_thread: LoopThread
+) -> None:
+    postgres = EmbeddedPostgres(tmp_path / "pg")
+    loop_thread.run(postgres.start())
+    try:
+        with running_up(tmp_path, environment={"INFERPLANE_DATABASE_URL": postgres.owner_url}) as up:
+            async with up.admin() as plane:
+                await deploy(plane, tmp_path)
+                loop_thread.run(postgres.stop())
+                for _ in range(20):
+                    assert await predicts(plane)
+                loop_thread.run(postgres.start())
+                await asyncio.to_thread(wait_for, lambda: all_are(up, SERVICES, SERVING), 5)
+                await until_counted(plane, 20)
+    finally:
+        loop_thread.run(postgres.stop())
+
+
+def test_a_hung_worker_is_replaced_and_fails_no_later_call(own_up: Up) -> None:
+    up = own_up
+    hung = up.pids["auth"]
+    os.kill(hung, signal.SIGSTOP)
+    wait_for(lambda: not psutil.pid_exists(hung), 15)
+    wait_for(lambda: up.status("auth", "") == SERVING, 5)
+    with grpc.insecure_channel(up.endpoints["auth"]) as channel:
+        stub: Any = auth_service_pb2_grpc.AuthServiceStub(channel)
+        for _ in range(50):
+            stub.GetJwks(auth_service_pb2.GetJwksRequest(), timeout=5)
+
+
+@pytest.mark.parametrize("victim", ["artifact", "auth", "inference", "reporting"])
+async def test_what_was_acknowledged_survives_a_kill_of_any_service(own_up: Up, tmp_path: Path, victim: str) -> None:
+    """Users and models are written while the service is killed; all that was answered must be there, whole."""
+    up = own_up
+    killed = threading.Event()
+    async with up.admin() as plane:
+        await deploy(plane, tmp_path)
+        users, models, failures = [], [], []
+        for number in range(12):
+            if number == 4:
+                os.kill(up.pids[victim], signal.SIGKILL)
+                killed.set()
+            name = f"name-{number}"
+            path = tmp_path / f"{name}.onnx"
+            path.write_bytes(identity("FP32", [number + 1]).SerializeToString())
+            try:
+                await plane.auth.create_user(name, "correct horse battery")
+                users.append(f"users/{name}")
+                version = await plane.artifact.push(name, path)
+                models.append((name, version.digest))
+            except InferplaneClientError as error:
+                failures.append(error.reason)
+        assert killed.is_set()
+        assert "INTERNAL" not in failures
+        await asyncio.to_thread(wait_for, lambda: all_are(up, SERVICES, SERVING), 10)
+        assert set(users) <= {user.name async for user in plane.auth.list_users()}
+        for name, digest in models:
+            await plane.artifact.download(name, tmp_path / "back.onnx")
+            assert (await plane.artifact.get_version(name)).digest == digest
+        async for model in plane.artifact.list_models():
+            async for version in plane.artifact.list_versions(model.name.removeprefix("models/")):
+                await plane.artifact.download(
+                    f"{model.name.removeprefix('models/')}:{version.name.rpartition('/')[2]}", tmp_path / "back.onnx"
+                )
+        await until_predicts(plane, 10)
+
+
+async def test_kill_9_of_up_leaves_nothing_running_and_loses_nothing(tmp_path: Path) -> None:
+    with running_up(tmp_path) as up:
+        async with up.admin() as plane:
+            await deploy(plane, tmp_path)
+        family = psutil.Process(up.process.pid).children(recursive=True)
+        up.process.kill()
+        up.process.wait()
+        _, alive = await asyncio.to_thread(psutil.wait_procs, family, 30)
+        assert not alive
+        (tmp_path / "ready.json").unlink()
+    with running_up(tmp_path) as again:
+        async with again.admin() as plane:
+            await until_predicts(plane, 10)
