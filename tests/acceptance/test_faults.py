@@ -6,7 +6,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import numpy as np
@@ -152,7 +152,7 @@ def test_a_hung_worker_is_replaced_and_fails_no_later_call(own_up: Up) -> None:
     wait_for(lambda: not psutil.pid_exists(hung), 15)
     wait_for(lambda: up.status("auth", "") == SERVING, 5)
     with grpc.insecure_channel(up.endpoints["auth"]) as channel:
-        stub: Any = auth_service_pb2_grpc.AuthServiceStub(channel)
+        stub: Any = auth_service_pb2_grpc.AuthServiceStub(cast("Any", channel))
         for _ in range(50):
             stub.GetJwks(auth_service_pb2.GetJwksRequest(), timeout=5)
 

@@ -23,8 +23,8 @@ from inferplane.server.rpc.mutations import Mutations
 from inferplane.server.rpc.server import RpcServer
 from inferplane.server.settings import ServiceName, Settings
 from inferplane.server.storage.database import Database, database_url
-from inferplane.server.storage.migrate import check_version
 from inferplane.server.storage.pages import PageTokens
+from inferplane.server.storage.schema import check_version
 from inferplane.server.storage.unit_of_work import UnitOfWorkFactory
 
 if TYPE_CHECKING:

@@ -1,17 +1,11 @@
-"""All settings, read once: from the environment (`INFERPLANE_*`) and an optional TOML file."""
+"""All settings. `settings_sources` reads them, once, from the environment and an optional TOML file."""
 
 import json
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, SecretStr
-from pydantic_settings import (
-    BaseSettings,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-    TomlConfigSettingsSource,
-)
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 __all__ = ["ServiceName", "Settings"]
 
@@ -28,16 +22,10 @@ class ServiceName(StrEnum):
     REPORTING = "reporting"
 
 
-class Settings(BaseSettings):
+class Settings(BaseModel):
     """Effective settings. Times are in seconds, sizes in bytes; port 0 means any free port."""
 
-    model_config = SettingsConfigDict(
-        env_prefix="INFERPLANE_",
-        env_nested_delimiter="__",
-        frozen=True,
-        toml_file="inferplane.toml",
-        extra="ignore",
-    )
+    model_config = ConfigDict(frozen=True)
 
     data_dir: Path = Field(Path(".inferplane"), description="Folder that holds all state of this machine.")
     listen: str = Field("127.0.0.1", description="Address that the services bind.")
@@ -82,18 +70,6 @@ class Settings(BaseSettings):
     max_tensor_message_size: int = Field(64 << 20, ge=1 << 16, description="Largest message of predictions.")
     max_artifact_size: int = Field(1 << 31, ge=1, description="Largest model file.")
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="Least level logged.")
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """What is passed wins over the environment, which wins over the TOML file."""
-        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
 
     @property
     def keys_dir(self) -> Path:

@@ -10,7 +10,7 @@ from dataclasses import asdict
 
 import grpc
 
-from inferplane.server.rpc.worker import Job, Ready
+from inferplane.server.rpc.worker_protocol import Job, Ready
 from inferplane.server.settings import ServiceName, Settings
 from tests.support.artifact import (
     CHUNK,

@@ -1,6 +1,7 @@
 """Uploads on PostgreSQL with small chunks: resuming, racing, and cleaning up."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -189,6 +190,25 @@ def test_of_streams_that_race_at_least_one_ends_well_and_no_bytes_mix(settings: 
             if whole:
                 winner = contents[outcomes.index(whole[0])]
                 assert await bench.content(name) == winner
+
+    on_bench(settings, work)
+
+
+@pytest.mark.parametrize("broken", [True, False])
+def test_a_stream_that_was_overtaken_commits_nothing(settings: Settings, broken: bool) -> None:
+    name, slow, fast = new_name(), bytes_of(8, seed=1), bytes_of(8, seed=2)
+
+    async def work(bench: Bench) -> None:
+        async def overtaken() -> AsyncIterator[Piece]:
+            yield Piece(name, 0, slow[:4])
+            with contextlib.suppress(BrokenError):
+                await bench.uploads.write(pieces(name, fast, 0, [8], broken=broken), ACTOR)
+            yield Piece(name, 4, slow[4:])
+
+        with pytest.raises(InferplaneError) as caught:
+            await bench.uploads.write(overtaken(), ACTOR)
+        assert caught.value.reason == ErrorReason.ERROR_REASON_UPLOAD_BUSY
+        assert await bench.content(name) == fast
 
     on_bench(settings, work)
 

@@ -127,7 +127,7 @@ async def two_waiting(url: URL, statement: str, *arguments: Any) -> AsyncIterato
         await connection.execute(statement, *arguments)
         yield
         async with asyncio.timeout(10):
-            while await connection.fetchval(waiting) < 2:  # noqa: ASYNC110 - it happens in another process
+            while await connection.fetchval(waiting) < 2:
                 await asyncio.sleep(0.01)
                 # A transaction sees one and the same list of activities until it lets go of it.
                 await connection.execute("SELECT pg_stat_clear_snapshot()")

@@ -176,17 +176,15 @@ class UploadRepository:
     async def collect(self, digest: str, written_before: datetime, chunks: ChunkStore) -> None:
         """See `UploadStore.collect`.
 
-        The row is locked until the chunk is gone. Who is about to write the same chunk announces it first and
-        waits there for this lock, so that a chunk is never removed after it was written anew.
+        The row stays locked until the chunk is gone. Who is about to write the same chunk announces it first and
+        waits there for this lock, so that a chunk is not removed after it was written anew. An upload that took
+        the chunk unseen would make the deletion of the row fail, before anything is removed.
         """
-        claim = sa.select(_chunk.c.digest).where(_chunk.c.digest == digest, _unused(written_before))
+        claim = sa.delete(_chunk).where(_chunk.c.digest == digest, _unused(written_before))
         async with self._database.transaction() as connection:
-            if await connection.scalar(claim.with_for_update(skip_locked=True)) is None:
-                return
-            # Before the bytes: if an upload took the chunk meanwhile, its reference makes this fail.
-            await connection.execute(sa.delete(_chunk).where(_chunk.c.digest == digest))
-            await chunks.delete(digest)
-            await connection.commit()
+            if (await connection.execute(claim)).rowcount:
+                await chunks.delete(digest)
+                await connection.commit()
 
 
 def _unused(written_before: datetime) -> sa.ColumnElement[bool]:

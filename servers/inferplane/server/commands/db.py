@@ -7,10 +7,11 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from sqlalchemy import make_url
+from sqlalchemy.exc import SQLAlchemyError
 
 from inferplane.server.auth.first_admin import create_first_admin
 from inferplane.server.commands.failures import fail, reported
-from inferplane.server.settings import Settings
+from inferplane.server.settings_sources import load_settings
 from inferplane.server.storage.migrate import migrate as run_migrations
 
 __all__ = ["app"]
@@ -25,10 +26,10 @@ def migrate() -> None:
 
     Safe to run at any time and from several machines at once: an advisory lock lets one go first.
     """
-    settings = Settings()
+    settings = load_settings()
     if settings.database_url is None:
         fail("INFERPLANE_DATABASE_URL is not set; `inferplane up` migrates its own database by itself")
-    with reported():
+    with reported(SQLAlchemyError):
         version = asyncio.run(run_migrations(make_url(settings.database_url.get_secret_value())))
     console.print(f"The database is at version {version}.")
 
@@ -43,6 +44,6 @@ def create_admin(
     password = lines[0] if lines else ""
     if len(password.encode()) < 12:
         fail(f"the first line of {password_file} must be a password of at least 12 bytes")
-    with reported():
-        created = asyncio.run(create_first_admin(Settings(), username, password))
+    with reported(SQLAlchemyError):
+        created = asyncio.run(create_first_admin(load_settings(), username, password))
     console.print(f"Created the administrator {username}." if created else "There is an administrator already.")

@@ -18,8 +18,9 @@ from inferplane.server.embedded.installation import embedded_parts
 from inferplane.server.inference.triton_link import TritonLink
 from inferplane.server.keys import MasterKey
 from inferplane.server.settings import Settings
+from inferplane.server.settings_sources import load_settings
 from inferplane.server.storage.database import asyncpg_dsn
-from inferplane.server.storage.migrate import SchemaVersionError, check_version
+from inferplane.server.storage.schema import SchemaVersionError, check_version
 
 __all__ = ["doctor"]
 
@@ -32,7 +33,7 @@ def doctor(
 ) -> None:
     """Print the effective settings, secrets masked, and check each dependency. Exits with 1 if one is unfit."""
     with reported():
-        settings = Settings()
+        settings = load_settings()
         findings = asyncio.run(examine(settings))
     shown = {name: _shown(getattr(settings, name)) for name in type(settings).model_fields}
     if as_json:

@@ -7,24 +7,20 @@ from typing import Never
 import typer
 from pydantic import ValidationError
 from rich.console import Console
-from sqlalchemy.exc import SQLAlchemyError
 
 from inferplane.server.embedded.postgres import EmbeddedPostgresError
 from inferplane.server.embedded.triton import EmbeddedTritonError
 from inferplane.server.errors import InferplaneError
 from inferplane.server.rpc.supervisor import PortInUseError, WorkerStartError
-from inferplane.server.storage.migrate import SchemaVersionError
 
 __all__ = ["fail", "reported"]
 
-EXPECTED = (
+EXPECTED: tuple[type[Exception], ...] = (
     EmbeddedPostgresError,
     EmbeddedTritonError,
     InferplaneError,
     OSError,
     PortInUseError,
-    SQLAlchemyError,
-    SchemaVersionError,
     ValueError,
     WorkerStartError,
 )
@@ -37,12 +33,12 @@ def fail(message: str) -> Never:
 
 
 @contextmanager
-def reported() -> Iterator[None]:
-    """Turn expected failures into `fail`."""
+def reported(*more: type[Exception]) -> Iterator[None]:
+    """Turn expected failures, and those in `more`, into `fail`."""
     try:
         yield
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
         fail(f"the settings are not valid: {problems}")
-    except EXPECTED as error:
+    except (*EXPECTED, *more) as error:
         fail(str(error))

@@ -5,28 +5,22 @@ import json
 import os
 import secrets
 import signal
+import sys
 from collections.abc import Iterable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import grpc
 import structlog
-from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
-from grpc_health.v1.health_pb2_grpc import HealthStub
 from pydantic import SecretStr
-from sqlalchemy import make_url
 
-from inferplane.server.auth.first_admin import create_first_admin
 from inferplane.server.embedded.postgres import EmbeddedPostgres
 from inferplane.server.embedded.triton import EmbeddedTriton
-from inferplane.server.keys import MasterKey, write_private
-from inferplane.server.mesh.workload_identity import ensure_workload_keys
+from inferplane.server.files import write_private
 from inferplane.server.rpc.supervisor import ReservedPort, Supervisor, WorkerStartError
-from inferplane.server.rpc.worker import Job
+from inferplane.server.rpc.worker_protocol import Job
 from inferplane.server.settings import ServiceName, Settings
-from inferplane.server.storage.migrate import migrate
 
 __all__ = ["Mesh", "stop_requested"]
 
@@ -76,11 +70,8 @@ class Mesh:
             stack.push_async_callback(self.postgres.stop)
             keep(stack, "postgres", self.postgres.wait, self.postgres.start)
             self._update(database_url=SecretStr(self.postgres.owner_url))
-        assert self.settings.database_url is not None  # noqa: S101 - set just above
-        await migrate(make_url(self.settings.database_url.get_secret_value()))
-        MasterKey.load_or_create(self.settings.master_key_path)
-        ensure_workload_keys(self.settings.keys_dir)
-        await self._ensure_admin(data_dir / "admin.password")
+        self.admin_password_file = data_dir / "admin.password"
+        await prepare(self.settings, await asyncio.to_thread(_password, self.admin_password_file))
 
     async def start_triton(self, stack: AsyncExitStack, port: int) -> None:
         """Start the embedded Triton unless there is an endpoint; it is started again if it ends."""
@@ -115,16 +106,10 @@ class Mesh:
         """Wait, in seconds, until every service's server is SERVING; WorkerStartError if that takes longer."""
         try:
             async with asyncio.timeout(timeout):
-                for service in self.supervisors:
-                    async with grpc.aio.insecure_channel(self.settings.endpoints[service]) as channel:
-                        stub: Any = HealthStub(channel)
-                        async for answer in stub.Watch(HealthCheckRequest(), wait_for_ready=True):
-                            if answer.status == HealthCheckResponse.SERVING:
-                                break
+                await asyncio.gather(*(supervisor.until_serving() for supervisor in self.supervisors.values()))
         except TimeoutError:
-            raise WorkerStartError(
-                f"not everything was serving after {timeout:.0f} s; the log above says why"
-            ) from None
+            where = self.log_file or "the log above"
+            raise WorkerStartError(f"not all services serve after {timeout:.0f} s; {where} says why") from None
 
     async def stop_services(self) -> None:
         """Drain and stop, in an order in which none misses another."""
@@ -167,9 +152,16 @@ class Mesh:
     def _update(self, **changes: object) -> None:
         self.settings = self.settings.model_copy(update=changes)
 
-    async def _ensure_admin(self, password_file: Path) -> None:
-        self.admin_password_file = password_file
-        await create_first_admin(self.settings, ADMIN, await asyncio.to_thread(_password, password_file))
+
+async def prepare(settings: Settings, admin_password: str) -> None:
+    """Run `prepare.py` as a child; WorkerStartError if it fails, which it then has explained itself."""
+    child = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "inferplane.server.commands.prepare", stdin=asyncio.subprocess.PIPE
+    )
+    given = {"settings": settings.to_worker(), "admin": ADMIN, "password": admin_password}
+    await child.communicate(json.dumps(given).encode())
+    if child.returncode:
+        raise WorkerStartError("the mesh was not started; the message above says why")
 
 
 def _password(path: Path) -> str:

@@ -12,6 +12,7 @@ from inferplane.server.commands.failures import reported
 from inferplane.server.commands.mesh import Mesh, stop_requested
 from inferplane.server.logging import configure_logging
 from inferplane.server.settings import ServiceName, Settings
+from inferplane.server.settings_sources import load_settings
 
 __all__ = ["serve"]
 
@@ -32,7 +33,7 @@ def serve(
     given = {"listen": listen, "workers": workers}
     overrides: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     with reported():
-        settings = Settings(**overrides)
+        settings = load_settings(**overrides)
         if port is not None:
             # The ports of a mesh follow one another; here only one of them is used.
             settings = settings.model_copy(update={"base_port": port and port - list(ServiceName).index(name)})

@@ -15,6 +15,7 @@ from inferplane.server.commands.failures import reported
 from inferplane.server.commands.mesh import Mesh, stop_requested, write_ready_file
 from inferplane.server.logging import configure_logging
 from inferplane.server.settings import ServiceName, Settings
+from inferplane.server.settings_sources import load_settings
 
 __all__ = ["up"]
 
@@ -45,7 +46,7 @@ def up(
     if base_port == 0:
         overrides["metrics_base_port"] = 0
     with reported():
-        uvloop.run(run(Settings(**overrides), ready_file))
+        uvloop.run(run(load_settings(**overrides), ready_file))
 
 
 async def run(settings: Settings, ready_file: Path | None) -> None:

@@ -52,6 +52,9 @@ _DEFAULTS: Mapping[str, str] = {
     "max_connections": "100",
     "max_wal_size": "512MB",
     "jit": "off",
+    # Helpers that one machine's database does not need; each would hold some megabytes.
+    "io_method": "sync",
+    "max_logical_replication_workers": "0",
     "timezone": "UTC",
     "log_timezone": "UTC",
     "log_checkpoints": "off",

@@ -1,7 +1,6 @@
 """Predicted classes, read from a model's answer."""
 
 import struct
-from collections.abc import Iterator
 
 import numpy as np
 from tritonclient.grpc import service_pb2
@@ -21,7 +20,7 @@ def predicted_labels(response: bytes, output: str) -> list[str]:
     """One label for each row of the output named `output`, or nothing where the answer does not hold it.
 
     Integers (BOOL as 0 and 1) become their digits, BYTES their text; of floating-point scores of shape [N, C] the
-    index of each row's largest.
+    index of each row's largest. An answer of more than MAX_LABELS rows is not measured and gives nothing.
     """
     answer = service_pb2.ModelInferResponse.FromString(response)
     names = [tensor.name for tensor in answer.outputs]
@@ -31,18 +30,21 @@ def predicted_labels(response: bytes, output: str) -> list[str]:
     tensor = answer.outputs[index]
     raw = answer.raw_output_contents[index] if index < len(answer.raw_output_contents) else b""
     if tensor.datatype == "BYTES":
-        return [text.decode(errors="replace").replace("\0", "\ufffd")[:MAX_LABEL_LENGTH] for text in _texts(raw)]
+        texts = _texts(raw)
+        if len(texts) > MAX_LABELS:
+            return []
+        return [text.decode(errors="replace").replace("\0", "\ufffd")[:MAX_LABEL_LENGTH] for text in texts]
     values = np.frombuffer(raw, _DTYPES[tensor.datatype]).reshape(tuple(tensor.shape))
     if tensor.datatype.startswith("FP"):
         values = values.reshape(len(values), -1).argmax(axis=1)
-    return [str(int(value)) for value in values.reshape(-1)[:MAX_LABELS]]
+    return [] if values.size > MAX_LABELS else [str(value) for value in values.astype(object).reshape(-1)]
 
 
-def _texts(raw: bytes) -> Iterator[bytes]:
+def _texts(raw: bytes) -> list[bytes]:
+    texts: list[bytes] = []
     position = 0
-    for _ in range(MAX_LABELS):
-        if position + 4 > len(raw):
-            return
+    while position + 4 <= len(raw) and len(texts) <= MAX_LABELS:
         (length,) = struct.unpack_from("<I", raw, position)
-        yield raw[position + 4 : position + 4 + length]
+        texts.append(raw[position + 4 : position + 4 + length])
         position += 4 + length
+    return texts

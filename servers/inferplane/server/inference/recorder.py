@@ -6,6 +6,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import grpc
 import structlog
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -16,7 +17,7 @@ from inferplane.reporting.v1.reporting_service_pb2 import IngestPredictionsReque
 from inferplane.server.inference.labels import predicted_labels
 from inferplane.server.policy.snapshot import Route
 
-__all__ = ["Noted", "RecordSink", "Recorder", "ReportingSink"]
+__all__ = ["Noted", "RecordSink", "Recorder", "RefusedError", "ReportingSink"]
 
 log = structlog.get_logger()
 
@@ -24,6 +25,7 @@ BATCH = 1000
 INTERVAL = 0.2
 MAX_NOTED = 100_000
 MAX_HELD_BYTES = 64 << 20
+MAX_MESSAGE_BYTES = 1 << 20
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
 
@@ -41,11 +43,15 @@ class Noted:
     answer: bytes
 
 
+class RefusedError(Exception):
+    """A message will never be taken as it is: one of its records is not valid, or it is too large."""
+
+
 class RecordSink(Protocol):
     """Where batches go."""
 
     async def store(self, records: list[PredictionRecord]) -> None:
-        """Store a batch; raises where it must be sent again."""
+        """Store a batch; RefusedError where it will never be taken, anything else where it must be sent again."""
 
 
 class Recorder:
@@ -57,7 +63,7 @@ class Recorder:
         self._noted: deque[Noted] = deque()
         self._held = 0
         self._wake = asyncio.Event()
-        self._undelivered: list[PredictionRecord] = []
+        self._undelivered: deque[list[PredictionRecord]] = deque()
         labels = ("deployment", "code")
         self._predictions = Counter("inferplane_predictions", "Predictions by outcome.", labels, registry=registry)
         self._latency = Histogram(
@@ -94,22 +100,35 @@ class Recorder:
             pass
 
     async def _deliver_batch(self) -> bool:
-        """Deliver one batch; one that fails is kept for the next time."""
+        """Deliver what was left over, or else the next batch; False where Reporting cannot take it now."""
         if not self._undelivered and self._noted:
             batch = [self._noted.popleft() for _ in range(min(BATCH, len(self._noted)))]
             self._held -= sum(len(noted.answer) for noted in batch)
             self._observe(batch)
             # Off the loop: the labels of a thousand answers take a while.
-            self._undelivered = await asyncio.to_thread(_records, batch)
-        if not self._undelivered:
-            return True
-        try:
-            await self._sink.store(self._undelivered)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the records are still here
-            log.warning("prediction_records_delayed", error=type(error).__name__, waiting=len(self._noted))
-            return False
-        self._undelivered = []
+            self._undelivered.extend(await asyncio.to_thread(_messages, batch))
+        while self._undelivered:
+            records = self._undelivered[0]
+            try:
+                await self._sink.store(records)
+            except RefusedError:
+                self._isolate(records)
+                continue
+            except Exception as error:  # noqa: BLE001 - whatever it is, the records are still here
+                log.warning("prediction_records_delayed", error=type(error).__name__, waiting=len(self._noted))
+                return False
+            self._undelivered.popleft()
         return True
+
+    def _isolate(self, records: list[PredictionRecord]) -> None:
+        """Halve a refused message until the record that it was refused for stands alone, and drop that one."""
+        self._undelivered.popleft()
+        if len(records) == 1:
+            self._dropped.inc()
+            log.error("prediction_record_refused", prediction_id=records[0].prediction_id)
+            return
+        middle = len(records) // 2
+        self._undelivered.extendleft([records[middle:], records[:middle]])
 
     def _observe(self, batch: list[Noted]) -> None:
         for noted in batch:
@@ -118,8 +137,17 @@ class Recorder:
                 self._latency.labels(noted.route.deployment).observe(noted.latency_ns / 1e9)
 
 
-def _records(batch: list[Noted]) -> list[PredictionRecord]:
-    return [_record(noted) for noted in batch]
+def _messages(batch: list[Noted]) -> list[list[PredictionRecord]]:
+    """The batch's records, in messages that a service takes."""
+    messages: list[list[PredictionRecord]] = [[]]
+    size = 0
+    for record in map(_record, batch):
+        size += record.ByteSize()
+        if size > MAX_MESSAGE_BYTES and messages[-1]:
+            messages.append([])
+            size = record.ByteSize()
+        messages[-1].append(record)
+    return messages
 
 
 def _record(noted: Noted) -> PredictionRecord:
@@ -164,4 +192,9 @@ class ReportingSink:
     async def store(self, records: list[PredictionRecord]) -> None:
         """One IngestPredictions call."""
         request = IngestPredictionsRequest(records=records)
-        await self._stub.IngestPredictions(request, metadata=self._metadata(), timeout=self.TIMEOUT)
+        try:
+            await self._stub.IngestPredictions(request, metadata=self._metadata(), timeout=self.TIMEOUT)
+        except grpc.aio.AioRpcError as error:
+            if error.code() in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURCE_EXHAUSTED):
+                raise RefusedError from error
+            raise

@@ -8,8 +8,8 @@ from pathlib import Path
 from joserfc import jwt
 from joserfc.jwk import ECKey, KeySet
 
+from inferplane.server.files import write_private
 from inferplane.server.ids import uuid7
-from inferplane.server.keys import write_private
 from inferplane.server.settings import ServiceName
 
 __all__ = ["WORKLOAD_TOKEN_TYPE", "WorkloadSigner", "ensure_workload_keys", "load_workload_keys"]

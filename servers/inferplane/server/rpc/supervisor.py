@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 import structlog
 
-from inferplane.server.rpc.worker import Job, Ready
+from inferplane.server.rpc.worker_protocol import Heartbeat, Job, Ready
 
 __all__ = ["PortInUseError", "ReservedPort", "Supervisor", "Worker", "WorkerStartError"]
 
@@ -70,11 +70,12 @@ def _family(host: str) -> socket.AddressFamily:
 
 @dataclass(slots=True)
 class Worker:
-    """A worker as the supervisor sees it. `ready` is None while it starts."""
+    """A worker as the supervisor sees it. `ready` is None while it starts; `serving` is its last heartbeat's."""
 
     job: Job
     process: asyncio.subprocess.Process | None = None
     ready: Ready | None = None
+    serving: bool = False
     restarts: int = -1
 
 
@@ -104,6 +105,11 @@ class Supervisor:
             await self.stop()
             raise WorkerStartError(f"{', '.join(sorted(set(failed)))} did not start; {self._where()} says why")
 
+    async def until_serving(self) -> None:
+        """Wait until every worker's server is SERVING."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: all(worker.serving for worker in self.workers))
+
     async def stop(self) -> None:
         """Ask all workers to drain, wait for them, and kill those that do not end."""
         self._stopping = True
@@ -124,7 +130,7 @@ class Supervisor:
             worker.restarts += 1
             began = time.monotonic()
             await self._run_once(worker)
-            worker.ready = None
+            worker.ready, worker.serving = None, False
             async with self._changed:
                 self._changed.notify_all()
             if self._stopping:
@@ -170,8 +176,10 @@ class Supervisor:
             if not line:
                 return
             message = json.loads(line)
-            if isinstance(message, dict):
+            if worker.ready is None:
                 worker.ready = Ready(**message)
-                async with self._changed:
-                    self._changed.notify_all()
                 limit = HUNG_AFTER
+            else:
+                worker.serving = Heartbeat(**message).serving
+            async with self._changed:
+                self._changed.notify_all()

@@ -32,7 +32,8 @@ def parse(model: type[InputT], message: Message) -> InputT:
 
 
 def _path(detail: ErrorDetails) -> str:
-    return ".".join(str(part) for part in detail["loc"])
+    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in detail["loc"])
+    return path.removeprefix(".")
 
 
 def _problem(detail: ErrorDetails) -> str:

@@ -12,7 +12,8 @@ import os
 import signal
 import socket
 import sys
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict
 
 import structlog
 import uvloop
@@ -20,32 +21,11 @@ import uvloop
 from inferplane.server.bootstrap import run_service
 from inferplane.server.logging import configure_logging
 from inferplane.server.rpc.metrics_endpoint import metrics_endpoint
+from inferplane.server.rpc.worker_protocol import HEARTBEAT_INTERVAL, Heartbeat, Job, Ready
 from inferplane.server.settings import ServiceName, Settings
 from inferplane.server.telemetry import configure_tracing
 
-__all__ = ["HEARTBEAT_INTERVAL", "Job", "Ready"]
-
 log = structlog.get_logger()
-
-HEARTBEAT_INTERVAL = 0.5
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """What a worker is told: `settings` is JSON with secrets, so it travels here and not in argv."""
-
-    service: str
-    settings: str
-    port: int
-    metrics_port: int
-
-
-@dataclass(frozen=True, slots=True)
-class Ready:
-    """What a worker answers: the ports that are its own."""
-
-    own_port: int
-    metrics_port: int
 
 
 async def work(job: Job, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -65,7 +45,7 @@ async def work(job: Job, reader: asyncio.StreamReader, writer: asyncio.StreamWri
             settings.listen, job.metrics_port, running.registry, lambda: bool(health.serving(""))
         ) as metrics_port:
             await _send(writer, asdict(Ready(running.ports[1], metrics_port)))
-            beats = asyncio.create_task(_beat(writer))
+            beats = asyncio.create_task(_beat(writer, lambda: bool(health.serving(""))))
             watch = asyncio.create_task(_watch(reader, stop))
             await stop.wait()
             watch.cancel()
@@ -80,10 +60,10 @@ async def _send(writer: asyncio.StreamWriter, message: object) -> None:
     await writer.drain()
 
 
-async def _beat(writer: asyncio.StreamWriter) -> None:
+async def _beat(writer: asyncio.StreamWriter, serving: Callable[[], bool]) -> None:
     with contextlib.suppress(ConnectionError):
         while True:
-            await _send(writer, "beat")
+            await _send(writer, asdict(Heartbeat(serving())))
             await asyncio.sleep(HEARTBEAT_INTERVAL)
 
 

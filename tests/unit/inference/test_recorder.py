@@ -1,0 +1,77 @@
+"""Prediction records reach their sink, whatever happens on the way."""
+
+from prometheus_client import CollectorRegistry
+
+from inferplane.reporting.v1.prediction_pb2 import PredictionRecord
+from inferplane.server.inference.recorder import BATCH, Noted, Recorder, RefusedError
+from inferplane.server.policy.snapshot import Route
+from inferplane.server.tensors import Signature
+
+ROUTE = Route("d", "m", 1, "sha256:" + "0" * 64, Signature((), ()), "", True)
+
+
+def noted(number: int, **changes: str) -> Noted:
+    return Noted(f"id-{number}", changes.get("client", ""), "users/alice", ROUTE, 1, 2, 0, b"")
+
+
+class Sink:
+    """Keeps what it is given; fails the next `failures` times and refuses what holds a record named in `refuses`."""
+
+    def __init__(self) -> None:
+        self.stored: list[str] = []
+        self.calls: list[int] = []
+        self.failures = 0
+        self.refuses: set[str] = set()
+
+    async def store(self, records: list[PredictionRecord]) -> None:
+        self.calls.append(len(records))
+        if self.failures:
+            self.failures -= 1
+            raise ConnectionError
+        ids = [record.prediction_id for record in records]
+        if self.refuses & set(ids):
+            raise RefusedError
+        self.stored += ids
+
+
+def make() -> tuple[Recorder, Sink, CollectorRegistry]:
+    sink, registry = Sink(), CollectorRegistry()
+    return Recorder(sink, registry), sink, registry
+
+
+async def test_every_note_is_delivered_once_and_in_order() -> None:
+    recorder, sink, _ = make()
+    for number in range(2 * BATCH + 1):
+        recorder.note(noted(number))
+    await recorder.flush()
+    assert sink.stored == [f"id-{number}" for number in range(2 * BATCH + 1)]
+
+
+async def test_what_could_not_be_delivered_is_delivered_later() -> None:
+    recorder, sink, _ = make()
+    sink.failures = 1
+    recorder.note(noted(1))
+    await recorder.flush()
+    assert sink.stored == []
+    recorder.note(noted(2))
+    await recorder.flush()
+    assert sink.stored == ["id-1", "id-2"]
+
+
+async def test_a_refused_record_is_dropped_alone_and_counted() -> None:
+    recorder, sink, registry = make()
+    sink.refuses = {"id-3"}
+    for number in range(8):
+        recorder.note(noted(number))
+    await recorder.flush()
+    assert sink.stored == [f"id-{number}" for number in range(8) if number != 3]
+    assert registry.get_sample_value("inferplane_prediction_records_dropped_total") == 1
+
+
+async def test_a_batch_is_cut_into_messages_that_the_service_takes() -> None:
+    recorder, sink, _ = make()
+    for number in range(100):
+        recorder.note(noted(number, client="c" * 50_000))
+    await recorder.flush()
+    assert len(sink.stored) == 100
+    assert max(sink.calls) < 30

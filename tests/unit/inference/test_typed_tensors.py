@@ -1,0 +1,51 @@
+"""Typed tensors to raw contents and back."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inferplane.inference.v1.tensor_pb2 import Tensor
+from inferplane.server.errors import InferplaneError
+from inferplane.server.inference.typed_tensors import DTYPES, raw_contents, typed_tensor
+
+
+@pytest.mark.parametrize("datatype", DTYPES)
+@given(data=st.data())
+def test_what_goes_in_comes_out(datatype: str, data: st.DataObject) -> None:
+    raw = data.draw(st.binary(min_size=24, max_size=24))
+    if datatype == "BOOL":
+        raw = bytes(byte & 1 for byte in raw)
+    values = np.frombuffer(raw, DTYPES[datatype])
+    back = raw_contents(typed_tensor("x", datatype, [len(values)], raw), "x")
+    np.testing.assert_array_equal(np.frombuffer(back, DTYPES[datatype]), values)
+
+
+@given(texts=st.lists(st.text(max_size=10), max_size=5))
+def test_texts_go_in_and_come_out(texts: list[str]) -> None:
+    tensor = Tensor(name="x", datatype="BYTES", shape=[len(texts)])
+    tensor.strings.values.extend(texts)
+    assert list(typed_tensor("x", "BYTES", [len(texts)], raw_contents(tensor, "x")).strings.values) == texts
+
+
+def test_bytes_that_are_no_text_stay_raw() -> None:
+    raw = b"\x01\x00\x00\x00\xff"
+    assert typed_tensor("x", "BYTES", [1], raw).raw == raw
+
+
+@pytest.mark.parametrize(
+    ("tensor", "path"),
+    [
+        (Tensor(datatype="FP8", shape=[1]), "x.datatype"),
+        (Tensor(datatype="FP32", shape=[-1]), "x.shape"),
+        (Tensor(datatype="FP32", shape=[1]), "x.values"),
+        (Tensor(datatype="FP32", shape=[1], ints=Tensor.IntValues(values=[1])), "x.values"),
+        (Tensor(datatype="INT8", shape=[2], ints=Tensor.IntValues(values=[1])), "x.ints.values"),
+        (Tensor(datatype="INT8", shape=[1], ints=Tensor.IntValues(values=[128])), "x.ints.values"),
+        (Tensor(datatype="UINT32", shape=[1], ints=Tensor.IntValues(values=[-1])), "x.ints.values"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_its_field(tensor: Tensor, path: str) -> None:
+    with pytest.raises(InferplaneError) as refused:
+        raw_contents(tensor, "x")
+    assert refused.value.violations[0][0] == path
