@@ -24,7 +24,7 @@ RATED = frozenset({"/inferplane.artifact.v1.ArtifactService/WriteArtifact"})
 @dataclass(frozen=True, slots=True)
 class DeadlinePolicy:
     """`unary` is the cap where none is named, in seconds; `idle` how long a request stream may say nothing;
-    `minimum_rate` in bytes a second, averaged over windows of `idle`."""
+    `minimum_rate` in bytes a second, averaged over `idle` seconds of waiting."""
 
     unary: float
     idle: float
@@ -50,19 +50,21 @@ class DeadlinePolicy:
     async def pace(self, call: Call, messages: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         """Pass on `messages`; STREAM_STALLED where the next one is late or a window moved too few bytes."""
         rated = call.method.path in RATED
-        window_start, window_bytes = time.monotonic(), 0
+        # Only the time spent waiting for the client counts: it is not to blame for ours.
+        waited, moved = 0.0, 0
         iterator = aiter(messages)
         while True:
+            began = time.monotonic()
             try:
                 message = await asyncio.wait_for(anext(iterator), self.idle)
             except StopAsyncIteration:
                 return
             except TimeoutError as error:
                 raise InferplaneError(ErrorReason.ERROR_REASON_STREAM_STALLED) from error
-            waited = time.monotonic() - window_start
-            window_bytes += len(message)
+            waited += time.monotonic() - began
+            moved += len(message)
             if waited >= self.idle:
-                if rated and window_bytes < self.minimum_rate * waited:
+                if rated and moved < self.minimum_rate * waited:
                     raise InferplaneError(ErrorReason.ERROR_REASON_STREAM_STALLED)
-                window_start, window_bytes = time.monotonic(), 0
+                waited, moved = 0.0, 0
             yield message

@@ -49,6 +49,11 @@ async def error_translation(call: Call) -> AsyncIterator[None]:
         yield
     except grpc.aio.AbortError:
         raise
+    except grpc.aio.BaseError:
+        # gRPC's own: the client left while an answer was written to its stream. Nobody is there to be told.
+        call.code = grpc.StatusCode.CANCELLED
+        if not call.method.streams:
+            raise
     except asyncio.CancelledError as error:
         if not call.draining:
             call.code = grpc.StatusCode.CANCELLED

@@ -1,0 +1,67 @@
+"""Request streams that stall, and answer streams whose reader leaves."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from inferplane.common.v1.access_pb2 import AccessRule
+from inferplane.server.errors import InferplaneError
+from inferplane.server.rpc.errors import reason_name
+from inferplane.server.rpc.interceptors import deadlines
+from inferplane.server.rpc.interceptors.deadlines import DeadlinePolicy
+from inferplane.server.rpc.methods import Method
+
+IDLE = 0.05
+
+
+class FakeCall:
+    """As much of a call as pacing looks at."""
+
+    def __init__(self, path: str) -> None:
+        self.method = Method(path, "s", "m", AccessRule(public=True), streams=True)
+
+
+async def paced(messages: AsyncIterator[bytes], path: str = "/s/m", rate: float = 0) -> list[bytes]:
+    call: Any = FakeCall(path)
+    return [message async for message in DeadlinePolicy(1, IDLE, rate).pace(call, messages)]
+
+
+async def drip(pause: float, size: int, count: int) -> AsyncIterator[bytes]:
+    for _ in range(count):
+        await asyncio.sleep(pause)
+        yield bytes(size)
+
+
+async def test_a_steady_stream_passes() -> None:
+    assert len(await paced(drip(0, 10, 20))) == 20
+
+
+async def test_a_silent_stream_is_ended() -> None:
+    with pytest.raises(InferplaneError) as ended:
+        await paced(drip(10 * IDLE, 1, 1))
+    assert reason_name(ended.value.reason) == "STREAM_STALLED"
+
+
+async def test_an_upload_that_only_drips_is_ended() -> None:
+    (path,) = deadlines.RATED
+    with pytest.raises(InferplaneError) as ended:
+        await paced(drip(IDLE / 2, 1, 20), path, rate=1000)
+    assert reason_name(ended.value.reason) == "STREAM_STALLED"
+
+
+async def test_time_that_the_server_takes_is_not_held_against_the_client() -> None:
+    (path,) = deadlines.RATED
+    call: Any = FakeCall(path)
+    async for _ in DeadlinePolicy(1, IDLE, 1000).pace(call, drip(0, 10, 5)):
+        await asyncio.sleep(2 * IDLE)
+
+
+def test_the_metrics_registry_is_not_global() -> None:
+    """Two servers in one process must not share their counters."""
+    from inferplane.server.rpc.interceptors.observation import Observation
+
+    Observation(CollectorRegistry())
+    Observation(CollectorRegistry())
