@@ -20,23 +20,22 @@ _READY_FILE = inspect.Parameter("ready_file", inspect.Parameter.KEYWORD_ONLY, de
 _JSON = inspect.Parameter("as_json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=JsonOption)
 
 
-def command(app: typer.Typer, name: str, *, json_flag: bool = True) -> Callable[[_Function], _Function]:
+def command(app: typer.Typer, name: str) -> Callable[[_Function], _Function]:
     """Add a command to `app`: a function that takes the Invocation first, then typer's arguments and options.
 
-    It gets `--ready-file` besides and, unless it has another use for that, `--json`.
+    It gets `--ready-file` and `--json` besides.
     """
 
     def register(function: _Function) -> _Function:
         def run(**options: Any) -> None:
             invocation = options.pop("context").ensure_object(Invocation)
-            invocation.as_json = options.pop("as_json", False) or invocation.as_json
+            invocation.as_json = options.pop("as_json") or invocation.as_json
             invocation.ready_file = options.pop("ready_file") or invocation.ready_file
             function(invocation, **options)
 
         own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
-        shared = [_READY_FILE, _JSON] if json_flag else [_READY_FILE]
         parameters = [item.replace(kind=inspect.Parameter.KEYWORD_ONLY) for item in own]
-        _take_signature(run, [*parameters, *shared, _CONTEXT])
+        _take_signature(run, [*parameters, _READY_FILE, _JSON, _CONTEXT])
         run.__doc__ = function.__doc__
         app.command(name)(run)
         return function

@@ -26,17 +26,14 @@ class Output(StrEnum):
     NPY = "npy"
 
 
-@command(app, "predict", json_flag=False)
+@command(app, "predict")
 def predict(
     invocation: Invocation,
     deployment: Annotated[str, typer.Argument(metavar="DEPLOYMENT", help="Which deployment to ask.")],
     folder: Annotated[Path | None, typer.Argument(metavar="DIR", help="Where --output npy writes.")] = None,
     inputs: Annotated[
-        list[str] | None, typer.Option("--input", "-i", metavar="NAME=FILE.npy", help="An input from a .npy file.")
-    ] = None,
-    json_file: Annotated[
-        str | None,
-        typer.Option("--json", metavar="FILE|-", help='Inputs as JSON: {"input": nested lists}; - for stdin.'),
+        list[str] | None,
+        typer.Option("--input", "-i", metavar="NAME=FILE.npy|FILE.json|-", help="An input, or all; - is stdin."),
     ] = None,
     output: Annotated[
         Output | None, typer.Option("--output", "-o", help="table, json, or npy to write files into DIR.")
@@ -47,16 +44,20 @@ def predict(
 ) -> None:
     """Ask a deployment for a prediction.
 
-    Here --json names the input; say --output json, or --json before the command, to get JSON.
+    Give each input as NAME=FILE.npy, or all as one JSON file (or - for stdin): {"input": nested lists}, or for a
+    single input just the nested lists.
     """
     names.model_id(deployment, "deployment")
-    if bool(inputs) == (json_file is not None):
-        raise typer.BadParameter("give the inputs either with --input or with --json")
+    if not inputs:
+        raise typer.BadParameter("give the inputs with --input")
+    from_json = [item for item in inputs if "=" not in item]
+    if from_json and len(inputs) > 1:
+        raise typer.BadParameter("give either .npy files by name or one JSON file")
     if (output is Output.NPY) != (folder is not None):
         raise typer.BadParameter("DIR and --output npy go together")
     invocation.as_json = output is Output.JSON or invocation.as_json
     with invocation.plane() as plane:
-        arrays = tensor_files.from_npy(inputs) if inputs else _from_json(plane, deployment, json_file or "-")
+        arrays = _from_json(plane, deployment, from_json[0]) if from_json else tensor_files.from_npy(inputs)
         prediction = plane.inference.predict(deployment, arrays, client_request_id=client_request_id)
     if folder is not None:
         files = tensor_files.to_npy(prediction.outputs, folder)

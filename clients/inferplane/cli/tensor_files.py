@@ -44,16 +44,16 @@ def from_json(text: str, specs: Sequence[TensorSpec]) -> dict[str, Array]:
     try:
         content = json.loads(text)
     except ValueError as error:
-        raise invalid("--json", f"not JSON: {error}") from error
+        raise invalid("--input", f"not JSON: {error}") from error
     if not isinstance(content, dict):
         if len(specs) != 1:
             names = ", ".join(spec.name for spec in specs)
-            raise invalid("--json", f"the deployment takes several inputs, so name each: {names}")
+            raise invalid("--input", f"the deployment takes several inputs, so name each: {names}")
         content = {specs[0].name: content}
     by_name = {spec.name: spec for spec in specs}
     unknown = sorted(content.keys() - by_name.keys())
     if unknown:
-        raise invalid("--json", f"no such inputs: {', '.join(unknown)}; there are {', '.join(by_name)}")
+        raise invalid("--input", f"no such inputs: {', '.join(unknown)}; there are {', '.join(by_name)}")
     return {name: _array(by_name[name], values) for name, values in content.items()}
 
 

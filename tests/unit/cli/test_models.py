@@ -79,7 +79,7 @@ async def test_a_deployment_that_fails_is_a_failed_precondition(mesh: FakeMesh, 
 @pytest.mark.parametrize("text", ['{"x": [[1, 2.5]]}', "[[1, 2.5]]"])
 async def test_predict_types_json_by_the_signature(mesh: FakeMesh, logged_in: Cli, text: str) -> None:
     await logged_in("deploy", "digits:1")
-    result = await logged_in("predict", "digits", "--json", "-", "--output", "json", stdin=text)
+    result = await logged_in("predict", "digits", "--input", "-", "--output", "json", stdin=text)
     assert mesh.inference.requests[0].inputs[0] == encode("x", np.array([[1, 2.5]], dtype=np.float32))
     assert result.document["outputs"] == {"x": [[1.0, 2.5]]}
     assert result.document["prediction_id"] == PREDICTION_ID
@@ -108,10 +108,15 @@ async def test_a_pickled_file_is_refused(logged_in: Cli, tmp_path: Path) -> None
     assert result.code == 3
 
 
-async def test_the_json_flag_before_predict_asks_for_json(mesh: FakeMesh, logged_in: Cli) -> None:
+async def test_the_json_flag_asks_predict_for_json(mesh: FakeMesh, logged_in: Cli, tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text("[[1, 2]]")
     await logged_in("deploy", "digits:1")
-    result = await logged_in("--json", "predict", "digits", "--json", "-", stdin="[[1, 2]]")
+    result = await logged_in("predict", "digits", "--input", tmp_path / "x.json", "--json")
     assert result.document["prediction_id"] == PREDICTION_ID
+
+
+async def test_predict_takes_npy_files_or_one_json_file(logged_in: Cli) -> None:
+    assert (await logged_in("predict", "digits", "--input", "x=x.npy", "--input", "-")).code == 2
 
 
 async def test_feedback_is_given_by_arguments(mesh: FakeMesh, logged_in: Cli) -> None:

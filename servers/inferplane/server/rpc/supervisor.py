@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 import structlog
 
-from inferplane.server.rpc.worker_protocol import Heartbeat, Job, Ready
+from inferplane.server.rpc.worker_protocol import Failed, Heartbeat, Job, Ready
 
 __all__ = ["PortInUseError", "ReservedPort", "Supervisor", "Worker", "WorkerStartError"]
 
@@ -24,6 +24,7 @@ START_TIMEOUT = 30.0
 HUNG_AFTER = 5.0
 MAX_BACKOFF = 5.0
 KILL_AFTER = 5.0
+EXIT_TIMEOUT = 3.0
 
 
 class PortInUseError(Exception):
@@ -76,6 +77,7 @@ class Worker:
     process: asyncio.subprocess.Process | None = None
     ready: Ready | None = None
     serving: bool = False
+    failure: str = ""
     restarts: int = -1
 
 
@@ -100,10 +102,11 @@ class Supervisor:
                 )
         except TimeoutError:
             pass
-        failed = [worker.job.service for worker in self.workers if worker.ready is None]
+        failed = [worker for worker in self.workers if worker.ready is None]
         if failed:
             await self.stop()
-            raise WorkerStartError(f"{', '.join(sorted(set(failed)))} did not start; {self._where()} says why")
+            service, failure = failed[0].job.service, failed[0].failure or "see the log"
+            raise WorkerStartError(f"{service} did not start: {failure} ({self._where()} says more)")
 
     async def until_serving(self) -> None:
         """Wait until every worker's server is SERVING."""
@@ -156,14 +159,18 @@ class Supervisor:
             with contextlib.suppress(ConnectionError):
                 writer.write(json.dumps(asdict(worker.job)).encode() + b"\n")
                 await writer.drain()
-                await self._follow(worker, reader)
+                if await self._follow(worker, reader):
+                    # It has hung up and is on its way out; what it has to say is still to be written.
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(worker.process.wait(), EXIT_TIMEOUT)
             if not self._stopping and worker.process.returncode is None:
                 worker.process.kill()
             await worker.process.wait()
         finally:
             writer.close()
 
-    async def _follow(self, worker: Worker, reader: asyncio.StreamReader) -> None:
+    async def _follow(self, worker: Worker, reader: asyncio.StreamReader) -> bool:
+        """Listen to a worker until it hangs up; False where it stopped saying anything."""
         limit = START_TIMEOUT
         while True:
             try:
@@ -172,11 +179,13 @@ class Supervisor:
                 log.warning("worker_hung", service=worker.job.service, pid=worker.process and worker.process.pid)
                 if self._stopping:
                     continue
-                return
+                return False
             if not line:
-                return
+                return True
             message = json.loads(line)
-            if worker.ready is None:
+            if "reason" in message:
+                worker.failure = Failed(**message).reason
+            elif worker.ready is None:
                 worker.ready = Ready(**message)
                 limit = HUNG_AFTER
             else:

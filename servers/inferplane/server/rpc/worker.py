@@ -21,7 +21,7 @@ import uvloop
 from inferplane.server.bootstrap import run_service
 from inferplane.server.logging import configure_logging
 from inferplane.server.rpc.metrics_endpoint import metrics_endpoint
-from inferplane.server.rpc.worker_protocol import HEARTBEAT_INTERVAL, Heartbeat, Job, Ready
+from inferplane.server.rpc.worker_protocol import HEARTBEAT_INTERVAL, Failed, Heartbeat, Job, Ready
 from inferplane.server.settings import ServiceName, Settings
 from inferplane.server.telemetry import configure_tracing
 
@@ -79,7 +79,13 @@ async def main(control_fd: int) -> None:
     os.set_inheritable(control_fd, False)
     reader, writer = await asyncio.open_unix_connection(sock=control, limit=1 << 20)
     job = Job(**json.loads(await reader.readline()))
-    await work(job, reader, writer)
+    try:
+        await work(job, reader, writer)
+    except Exception as error:
+        log.exception("service_failed", service=job.service)
+        with contextlib.suppress(ConnectionError):
+            await _send(writer, asdict(Failed(f"{error}" or type(error).__name__)))
+        raise SystemExit(1) from None
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-__all__ = ["HEARTBEAT_INTERVAL", "Heartbeat", "Job", "Ready"]
+__all__ = ["HEARTBEAT_INTERVAL", "Failed", "Heartbeat", "Job", "Ready"]
 
 HEARTBEAT_INTERVAL = 0.5
 
@@ -23,6 +23,13 @@ class Ready:
 
     own_port: int
     metrics_port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """What a worker answers instead if it cannot start: one sentence for whoever runs it."""
+
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
