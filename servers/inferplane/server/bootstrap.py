@@ -169,7 +169,8 @@ def _channel(settings: Settings, service: ServiceName, stack: AsyncExitStack) ->
     address = settings.endpoints.get(service)
     if address is None:
         raise ValueError(f"no endpoint: set INFERPLANE_ENDPOINTS__{service.name} to its host:port")
-    channel = grpc.aio.insecure_channel(address)
+    # A proxy of the environment is for the outside: tokens must not pass through it.
+    channel = grpc.aio.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)])
     stack.push_async_callback(channel.close)
     return channel
 

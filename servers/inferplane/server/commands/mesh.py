@@ -20,7 +20,7 @@ from inferplane.server.embedded.triton import EmbeddedTriton
 from inferplane.server.files import write_private
 from inferplane.server.rpc.supervisor import ReservedPort, Supervisor, WorkerStartError
 from inferplane.server.rpc.worker_protocol import Job
-from inferplane.server.settings import ServiceName, Settings
+from inferplane.server.settings import ServiceName, Settings, address
 
 __all__ = ["Mesh", "stop_requested"]
 
@@ -90,7 +90,7 @@ class Mesh:
         ports = {service: ReservedPort(self.settings.listen, self._port(service)) for service in services}
         for reserved in ports.values():
             stack.callback(reserved.close)
-        endpoints = {service: f"{self.settings.listen}:{reserved.port}" for service, reserved in ports.items()}
+        endpoints = {service: address(self.settings.listen, reserved.port) for service, reserved in ports.items()}
         self._update(endpoints={**endpoints, **self.settings.endpoints})
         settings = self.settings.to_worker()
         for service, reserved in ports.items():
@@ -133,7 +133,7 @@ class Mesh:
         embedded = {"postgres": self.postgres, "triton": self.triton}
         return {
             "endpoints": {
-                **{service.value: address for service, address in self.settings.endpoints.items()},
+                **{service.value: where for service, where in self.settings.endpoints.items()},
                 "triton": self.settings.triton_endpoint,
                 "metrics": metrics,
             },

@@ -63,6 +63,7 @@ class Recorder:
         self._noted: deque[Noted] = deque()
         self._held = 0
         self._wake = asyncio.Event()
+        self._turn = asyncio.Lock()
         self._undelivered: deque[list[PredictionRecord]] = deque()
         labels = ("deployment", "code")
         self._predictions = Counter("inferplane_predictions", "Predictions by outcome.", labels, registry=registry)
@@ -101,6 +102,11 @@ class Recorder:
 
     async def _deliver_batch(self) -> bool:
         """Deliver what was left over, or else the next batch; False where Reporting cannot take it now."""
+        # A stopping service flushes while `run` may be in the middle of a batch.
+        async with self._turn:
+            return await self._deliver()
+
+    async def _deliver(self) -> bool:
         if not self._undelivered and self._noted:
             batch = [self._noted.popleft() for _ in range(min(BATCH, len(self._noted)))]
             self._held -= sum(len(noted.answer) for noted in batch)

@@ -31,6 +31,7 @@ class TritonLink:
         self.channel = grpc.aio.insecure_channel(
             endpoint,
             options=[
+                ("grpc.enable_http_proxy", 0),
                 ("grpc.max_receive_message_length", max_message_size),
                 ("grpc.max_send_message_length", -1),
                 # Triton comes back within seconds of its end; the default waits up to two minutes.

@@ -1,5 +1,6 @@
 """`/metrics`, `/healthz` and `/readyz` of one process, on a thread of their own."""
 
+import socket
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from socketserver import ThreadingMixIn
@@ -14,6 +15,10 @@ __all__ = ["metrics_endpoint"]
 
 class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
+
+
+class _Server6(_Server):
+    address_family = socket.AF_INET6
 
 
 class _Silent(WSGIRequestHandler):
@@ -44,7 +49,7 @@ def metrics_endpoint(host: str, port: int, registry: CollectorRegistry, ready: C
         start_response(status, [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))])
         return [body]
 
-    with make_server(host, port, application, _Server, _Silent) as server:
+    with make_server(host, port, application, _Server6 if ":" in host else _Server, _Silent) as server:
         thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.2}, daemon=True)
         thread.start()
         try:

@@ -22,7 +22,7 @@ from inferplane.server.bootstrap import run_service
 from inferplane.server.logging import configure_logging
 from inferplane.server.rpc.metrics_endpoint import metrics_endpoint
 from inferplane.server.rpc.worker_protocol import HEARTBEAT_INTERVAL, Failed, Heartbeat, Job, Ready
-from inferplane.server.settings import ServiceName, Settings
+from inferplane.server.settings import ServiceName, Settings, address
 from inferplane.server.telemetry import configure_tracing
 
 log = structlog.get_logger()
@@ -38,7 +38,7 @@ async def work(job: Job, reader: asyncio.StreamReader, writer: asyncio.StreamWri
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    addresses = (f"{settings.listen}:{job.port}", f"{settings.listen}:0")
+    addresses = (address(settings.listen, job.port), address(settings.listen, 0))
     async with run_service(service, settings, *addresses) as running:
         health = running.server.health
         with metrics_endpoint(
