@@ -255,6 +255,7 @@ async def _compose_inference(core: Core) -> None:
         lambda up: core.server.health.report(TRITON, up),
     )
     core.tasks.start("triton_monitor", monitor.run)
+    core.tasks.start("triton_connection", monitor.watch_connection)
 
     forward = forwarder.Forwarder(link, core.policy.current, records, core.settings.unary_deadline)
     fused = open_inference.fused_handlers(forward, core.verifier, core.server.calls, core.deadlines)

@@ -118,7 +118,7 @@ class TritonMonitor:
         self._up = False
 
     async def run(self) -> None:
-        """Watch until cancelled."""
+        """Ask Triton at intervals, until cancelled."""
         live_since: float | None = None
         clock = asyncio.get_running_loop().time
         while True:
@@ -127,8 +127,17 @@ class TritonMonitor:
                 self._set(False)
             elif not self._up:
                 live_since = live_since or clock()
-                self._set(clock() - live_since > RELOAD_GRACE or await self._all_loaded())
+                self._set(await self._all_loaded() or clock() - live_since > RELOAD_GRACE)
             await asyncio.sleep(CHECK_INTERVAL)
+
+    async def watch_connection(self) -> None:
+        """Note a lost connection at once, until cancelled: Triton may be back, and empty, before it is asked again."""
+        channel = self._link.channel
+        while True:
+            state = channel.get_state(try_to_connect=True)
+            await channel.wait_for_state_change(state)
+            if state is grpc.ChannelConnectivity.READY:
+                self._set(False)
 
     async def _all_loaded(self) -> bool:
         checks: list[Awaitable[bool]] = [self._link.model_ready(name, version) for name, version in self._models()]

@@ -21,7 +21,7 @@ __all__ = ["PortInUseError", "ReservedPort", "Supervisor", "Worker", "WorkerStar
 log = structlog.get_logger()
 
 START_TIMEOUT = 30.0
-HUNG_AFTER = 5.0
+HUNG_AFTER = 4.0
 MAX_BACKOFF = 5.0
 KILL_AFTER = 5.0
 EXIT_TIMEOUT = 3.0
