@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import random
 import signal
 import threading
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from inferplane.client import Inferplane
 from inferplane.client.errors import InferplaneClientError
 from inferplane.server.embedded.postgres import EmbeddedPostgres
 from tests.support.http import get
+from tests.support.kills import survive
 from tests.support.loop_thread import LoopThread
 from tests.support.onnx_models import identity
 from tests.support.up import NOT_SERVING, SERVING, Up, running_up, wait_for
@@ -32,6 +34,7 @@ SERVICES = {
 }
 """What needs the database."""
 
+VICTIMS = ["artifact", "auth", "inference", "reporting"]
 DATA_PLANE = ["inference.GRPCInferenceService", "inferplane.inference.v1.InferenceService"]
 X = np.arange(4, dtype=np.float32)
 
@@ -213,41 +216,25 @@ def test_a_hung_worker_is_replaced_and_fails_no_later_call(own_up: Up) -> None:
             stub.GetJwks(auth_service_pb2.GetJwksRequest(), timeout=5)
 
 
-@pytest.mark.parametrize("victim", ["artifact", "auth", "inference", "reporting"])
-async def test_what_was_acknowledged_survives_a_kill_of_any_service(own_up: Up, tmp_path: Path, victim: str) -> None:
-    """Users and models are written while the service is killed; all that was answered must be there, whole."""
-    up = own_up
-    killed = threading.Event()
-    async with up.admin() as plane:
+@pytest.mark.parametrize("victim", VICTIMS)
+async def test_what_was_acknowledged_survives_kills_of_a_service(own_up: Up, tmp_path: Path, victim: str) -> None:
+    """Of Auth, Artifact and the services around them, twice each, while users and models are being written."""
+    async with own_up.admin() as plane:
         await deploy(plane, tmp_path)
-        users, models, failures = [], [], []
-        for number in range(12):
-            if number == 4:
-                os.kill(up.pids[victim], signal.SIGKILL)
-                killed.set()
-            name = f"name-{number}"
-            path = tmp_path / f"{name}.onnx"
-            path.write_bytes(identity("FP32", [number + 1]).SerializeToString())
-            try:
-                await plane.auth.create_user(name, "correct horse battery")
-                users.append(f"users/{name}")
-                version = await plane.artifact.push(name, path)
-                models.append((name, version.digest))
-            except InferplaneClientError as error:
-                failures.append(error.reason)
-        assert killed.is_set()
-        assert "INTERNAL" not in failures
-        await asyncio.to_thread(wait_for, lambda: all_are(up, SERVICES, SERVING), 10)
-        assert set(users) <= {user.name async for user in plane.auth.list_users()}
-        for name, digest in models:
-            await plane.artifact.download(name, tmp_path / "back.onnx")
-            assert (await plane.artifact.get_version(name)).digest == digest
-        async for model in plane.artifact.list_models():
-            async for version in plane.artifact.list_versions(model.name.removeprefix("models/")):
-                await plane.artifact.download(
-                    f"{model.name.removeprefix('models/')}:{version.name.rpartition('/')[2]}", tmp_path / "back.onnx"
-                )
+    acknowledged = await survive(own_up, tmp_path, [victim] * 2, seed=VICTIMS.index(victim))
+    print(f"{len(acknowledged.users)} users, {len(acknowledged.versions)} versions; failed: {acknowledged.failures}")
+    async with own_up.admin() as plane:
         await until_predicts(plane, 10)
+
+
+@pytest.mark.soak
+async def test_what_was_acknowledged_survives_a_hundred_kills(own_up: Up, tmp_path: Path) -> None:
+    """The same, of whichever service."""
+    victims = random.Random(1).choices(VICTIMS, k=100)  # noqa: S311 - whom to kill is no secret
+    acknowledged = await survive(own_up, tmp_path, victims, seed=2)
+    print(
+        f"{len(acknowledged.users)} users, {len(acknowledged.versions)} versions, {len(acknowledged.failures)} failures"
+    )
 
 
 async def test_kill_9_of_up_leaves_nothing_running_and_loses_nothing(tmp_path: Path) -> None:
