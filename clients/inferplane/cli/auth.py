@@ -17,6 +17,13 @@ _Password = Annotated[
     Path | None,
     typer.Option("--password-file", metavar="FILE", help="Read the password from FILE, or from - for stdin."),
 ]
+_Mesh = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HOST[:PORT]",
+        help="Where the mesh is; PORT is auth's, the others follow.  [default: the saved one, else 127.0.0.1:50051]",
+    ),
+]
 
 
 @command(app, "login")
@@ -24,9 +31,10 @@ def login(
     invocation: Invocation,
     username: Annotated[str | None, typer.Option("--username", "-u", help="Who you are.")] = None,
     password_file: _Password = None,
+    mesh: _Mesh = None,
 ) -> None:
     """Open a session, and remember the mesh for the commands to come."""
-    with invocation.plane() as plane:
+    with invocation.plane_to_log_in_to(mesh) as plane:
         user = read_username(username)
         tokens = plane.auth.login(user, read_password(password_file))
         endpoints = plane.asynchronous.endpoints

@@ -29,6 +29,25 @@ class Invocation:
             return Inferplane.from_ready_file(self.ready_file)
         return Inferplane.from_profile()
 
+    def plane_to_log_in_to(self, mesh: str | None) -> "AbstractContextManager[Inferplane]":
+        """Take the mesh at `mesh` (HOST or HOST:PORT), else as `plane` does, else the one that `up` starts here."""
+        from inferplane.client.endpoints import Endpoints
+        from inferplane.client.errors import ConfigurationError
+        from inferplane.client.sync import Inferplane
+        from inferplane.client.tokens import FileStore
+
+        if mesh is not None:
+            host, _, port = mesh.rpartition(":") if mesh.rpartition(":")[2].isdecimal() else (mesh, "", "")
+            endpoints = Endpoints.on(host, int(port)) if port else Endpoints.on(host)
+        else:
+            try:
+                return self.plane()
+            except ConfigurationError as error:
+                if error.reason != "PROFILE_MISSING":
+                    raise
+            endpoints = Endpoints.on()
+        return Inferplane.connect(endpoints, FileStore(endpoints))
+
     def document(self, document: Any) -> None:
         """Print one JSON document."""
         print(json.dumps(document, indent=2, ensure_ascii=False))

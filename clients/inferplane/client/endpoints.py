@@ -13,6 +13,8 @@ import platformdirs
 from inferplane.client.errors import ConfigurationError
 from inferplane.client.files import write_private
 
+BASE_PORT = 50051
+PORT_ORDER = ("auth", "inference", "artifact", "reporting")
 _TARGET = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}")
 
 
@@ -35,6 +37,12 @@ class Endpoints:
     def of(cls, endpoints: Mapping[str, Any]) -> "Endpoints":
         """Take the four services from a mapping that may hold more."""
         return cls(**{field.name: endpoints.get(field.name, "") for field in fields(cls)})
+
+    @classmethod
+    def on(cls, host: str = "127.0.0.1", base_port: int = BASE_PORT) -> "Endpoints":
+        """Take the ports that a mesh has by default: auth has `base_port`, the others follow."""
+        ports = {name: f"{host}:{base_port + offset}" for offset, name in enumerate(PORT_ORDER)}
+        return cls.of(ports)
 
     @property
     def mesh(self) -> str:
@@ -82,7 +90,7 @@ def save_profile(endpoints: Endpoints, folder: Path | None = None) -> Path:
 def load_profile(folder: Path | None = None) -> Endpoints:
     """Read the saved mesh; raises ConfigurationError where there is none."""
     path = (folder or home()) / "profile.json"
-    missing = "a profile; run `inferplane login --ready-file FILE`, or name the mesh with --ready-file"
+    missing = "a profile; run `inferplane login`, or name the mesh with --ready-file"
     return _endpoints_in(_read_object(path, missing, "PROFILE_MISSING"), path)
 
 

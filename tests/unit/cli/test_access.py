@@ -101,3 +101,16 @@ async def test_names_are_checked_before_anything_is_sent(mesh: FakeMesh, logged_
     result = await logged_in("grant", "add", "owner", "--to", "alice", "--on", "*")
     assert (result.code, mesh.fakes.calls) == (3, [])
     assert "publisher" in result.err
+
+
+async def test_login_goes_to_the_mesh_that_is_named(cli: Cli) -> None:
+    """Nobody listens there."""
+    arguments = ("login", "--username", "alice", "--password-file", "-", "--mesh", "127.0.0.1:1")
+    result = await cli(*arguments, stdin="secret\n")
+    assert result.code == 8
+
+
+def test_ports_follow_the_first_in_the_order_of_the_services() -> None:
+    endpoints = Endpoints.on("mesh.example", 6000)
+    assert (endpoints.auth, endpoints.inference) == ("mesh.example:6000", "mesh.example:6001")
+    assert (endpoints.artifact, endpoints.reporting) == ("mesh.example:6002", "mesh.example:6003")
