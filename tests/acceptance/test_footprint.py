@@ -1,5 +1,6 @@
 """How long the mesh takes to be ready, and how much memory it holds when idle."""
 
+import stat
 from pathlib import Path
 
 import psutil
@@ -29,6 +30,10 @@ def test_it_is_ready_in_time_and_small(tmp_path: Path) -> None:
         total = sum(used.values()) / 1e6
         print(f"ready after {first.seconds:.1f} s and {up.seconds:.1f} s; {total:.0f} MB in {len(used)} processes")
         assert total < IDLE_MEGABYTES
+
+
+def test_others_may_not_look_into_the_data_directory(up: Up) -> None:
+    assert stat.S_IMODE(up.data_dir.stat().st_mode) == 0o700
 
 
 def test_every_process_has_metrics_and_probes(up: Up) -> None:

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from inferplane.client import FileStore
+from inferplane.client.endpoints import Endpoints
 from tests.support.cli import Cli
 from tests.support.fake_serving import FakeMesh
 

@@ -52,10 +52,12 @@ class Mesh:
     admin_password_file: Path | None = None
     log_file: Path | None = None
 
-    def log_to_data_dir(self) -> None:
-        """Keep the services' logs in the data directory; what an earlier run wrote is kept up to 16 MiB."""
-        folder = self.settings.data_dir.resolve() / "logs"
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    def open_data_dir(self) -> None:
+        """Make the data directory, and keep the services' logs there; an earlier run's are kept up to 16 MiB."""
+        data_dir = self.settings.data_dir.resolve()
+        data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        folder = data_dir / "logs"
+        folder.mkdir(exist_ok=True, mode=0o700)
         self.log_file = folder / "services.log"
         if self.log_file.exists() and self.log_file.stat().st_size > MAX_LOG_SIZE:
             self.log_file.replace(folder / "services.log.1")
@@ -63,7 +65,6 @@ class Mesh:
     async def start_database(self, stack: AsyncExitStack) -> None:
         """Start the embedded PostgreSQL unless there is a URL, migrate, and make keys and an administrator."""
         data_dir = self.settings.data_dir.resolve()
-        data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         if self.settings.database_url is None:
             self.postgres = EmbeddedPostgres(data_dir / "postgres")
             await self.postgres.start()

@@ -55,7 +55,7 @@ async def run(settings: Settings, ready_file: Path | None) -> None:
     stop = stop_requested()
     began = time.monotonic()
     mesh = Mesh(settings)
-    mesh.log_to_data_dir()
+    mesh.open_data_dir()
     async with AsyncExitStack() as stack:
         starting = asyncio.create_task(start(mesh, stack))
         stopped = asyncio.create_task(stop.wait())

@@ -100,7 +100,8 @@ def check_inputs(request: InferRequest, signature: Signature) -> None:
     for index, tensor in enumerate(request.head.inputs):
         spec = expected.pop(tensor.name, None)
         if spec is None:
-            raise invalid_field(f"inputs[{index}].name", "names no input of the model, or one given before")
+            names = ", ".join(spec.name for spec in signature.inputs)[:100]
+            raise invalid_field(f"inputs[{index}].name", f"must be one of the model's inputs, each once: {names}")
         _check_tensor(index, tensor, spec)
         if raw and spec.datatype != "BYTES":
             _check_size(index, request.raw_sizes[index], math.prod(tensor.shape) * ITEM_SIZES[spec.datatype])
