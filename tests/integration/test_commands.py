@@ -52,6 +52,14 @@ def test_serve_refuses_a_database_that_was_not_migrated(empty_database: URL, key
     assert "inferplane db migrate" in refused.stderr
 
 
+def test_two_migrations_at_once_do_no_harm(empty_database: URL, keys_dir: Path, tmp_path: Path) -> None:
+    variables = environment(empty_database, keys_dir, tmp_path)
+    both = [subprocess.Popen([COMMAND, "db", "migrate"], env=variables, stdout=subprocess.PIPE) for _ in range(2)]
+    outputs = [process.communicate(timeout=60)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert outputs[0] == outputs[1]
+
+
 def test_migrate_then_admin_then_serve_then_login(empty_database: URL, keys_dir: Path, tmp_path: Path) -> None:
     variables = environment(empty_database, keys_dir, tmp_path)
     assert run(variables, "db", "migrate").returncode == 0

@@ -93,6 +93,7 @@ def _varint(data: bytes, position: int) -> tuple[int, int]:
 
 def check_inputs(request: InferRequest, signature: Signature) -> None:
     """Raise INVALID_FIELD unless the request's inputs are those of the signature in name, type, shape and size."""
+    _refuse_shared_memory(request.head)
     expected = {spec.name: spec for spec in signature.inputs}
     raw = bool(request.raw_sizes)
     if raw and len(request.raw_sizes) != len(request.head.inputs):
@@ -107,6 +108,14 @@ def check_inputs(request: InferRequest, signature: Signature) -> None:
             _check_size(index, request.raw_sizes[index], math.prod(tensor.shape) * ITEM_SIZES[spec.datatype])
     if expected:
         raise invalid_field("inputs", f"lack the model's input {min(expected)[:100]}")
+
+
+def _refuse_shared_memory(head: service_pb2.ModelInferRequest) -> None:
+    # Nobody can register a region through us; one that somebody registered with Triton itself is not the caller's.
+    for field, tensors in (("inputs", head.inputs), ("outputs", head.outputs)):
+        for index, tensor in enumerate(tensors):
+            if "shared_memory_region" in tensor.parameters:
+                raise invalid_field(f"{field}[{index}].parameters", "must not name a shared memory region")
 
 
 def _check_tensor(index: int, tensor: service_pb2.ModelInferRequest.InferInputTensor, spec: TensorSpec) -> None:
