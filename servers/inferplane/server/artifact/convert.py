@@ -1,23 +1,13 @@
 """Artifact's domain objects as messages."""
 
-from datetime import datetime
-
-from google.protobuf.timestamp_pb2 import Timestamp
-
 from inferplane.artifact.v1 import model_pb2, upload_pb2
 from inferplane.server.artifact.registry import Alias, Model, Version
 from inferplane.server.artifact.uploads import Upload
 from inferplane.server.names import ALIAS, MODEL, UPLOAD, VERSION
 from inferplane.server.tensors import signature_message
+from inferplane.server.timestamps import timestamp
 
 __all__ = ["alias_message", "model_message", "upload_message", "version_message"]
-
-
-def timestamp(when: datetime) -> Timestamp:
-    """An aware datetime as a Timestamp."""
-    message = Timestamp()
-    message.FromDatetime(when)
-    return message
 
 
 def model_message(model: Model) -> model_pb2.Model:

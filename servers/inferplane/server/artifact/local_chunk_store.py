@@ -16,6 +16,7 @@ import structlog
 from inferplane.common.v1.errors_pb2 import ErrorReason
 from inferplane.server.artifact.chunk_store import ChunkBytes, unavailable, verified
 from inferplane.server.errors import InferplaneError
+from inferplane.server.files import sync_folder
 
 __all__ = ["LocalChunkStore"]
 
@@ -86,7 +87,7 @@ def _prepare(folder: Path) -> None:
     _make_folder(folder)
     for shard in _SHARDS:
         (folder / shard).mkdir(mode=0o700, exist_ok=True)
-    _sync_folder(folder)
+    sync_folder(folder)
     abandoned = time.time() - STALE_SECONDS
     for scratch in folder.glob(f"*/*{_SCRATCH_SUFFIX}"):
         # Another worker may be writing or cleaning up at this moment.
@@ -101,9 +102,9 @@ def _make_folder(folder: Path) -> None:
     missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     for path in reversed(missing):
         path.mkdir(mode=0o700, exist_ok=True)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     # Also where another process made it: that one may not have come to this line yet.
-    _sync_folder(folder.parent)
+    sync_folder(folder.parent)
 
 
 def _write(path: Path, data: ChunkBytes) -> None:
@@ -119,12 +120,4 @@ def _write(path: Path, data: ChunkBytes) -> None:
     except BaseException:
         scratch.unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_folder(path.parent)

@@ -1,22 +1,12 @@
 """Auth's domain objects as messages."""
 
-from datetime import datetime
-
-from google.protobuf.timestamp_pb2 import Timestamp
-
 from inferplane.auth.v1 import grant_pb2, session_pb2, user_pb2
 from inferplane.server.auth.identities import Grant, User
 from inferplane.server.auth.sessions import Session
 from inferplane.server.auth.tokens import AccessToken
+from inferplane.server.timestamps import timestamp
 
 __all__ = ["grant_message", "token_pair", "user_message"]
-
-
-def timestamp(when: datetime) -> Timestamp:
-    """An aware datetime as a Timestamp."""
-    message = Timestamp()
-    message.FromDatetime(when)
-    return message
 
 
 def user_message(user: User) -> user_pb2.User:

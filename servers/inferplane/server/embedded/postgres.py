@@ -24,10 +24,9 @@ from inferplane.server.embedded.process import (
     run_program,
     signal_processes,
     stop_process,
-    sync_folder,
     works_in,
-    write_private,
 )
+from inferplane.server.files import sync_folder, write_private
 
 __all__ = ["EmbeddedPostgres", "EmbeddedPostgresError"]
 
@@ -272,13 +271,10 @@ class EmbeddedPostgres:
     def _prepare_initial(self, launcher: Launcher) -> Path:
         """The folder that initdb works in, with a copy of the password that the server's user can read."""
         if not self._password_file.exists():
-            draft = self._data_dir / "owner.password.new"
-            write_private(draft, secrets.token_urlsafe(32))
-            draft.replace(self._password_file)
-            sync_folder(self._data_dir)
+            write_private(self._password_file, secrets.token_urlsafe(32).encode() + b"\n")
         password_copy = self._initial / "password"
         self._initial.mkdir(mode=0o700)
-        write_private(password_copy, self._password())
+        write_private(password_copy, self._password().encode() + b"\n")
         self._open_to(launcher)
         return password_copy
 

@@ -22,9 +22,7 @@ __all__ = [
     "run_program",
     "signal_processes",
     "stop_process",
-    "sync_folder",
     "works_in",
-    "write_private",
 ]
 
 _PROBE_SECONDS = 10.0
@@ -106,24 +104,6 @@ def lock_file(path: Path) -> int | None:
         os.close(descriptor)
         raise
     return descriptor
-
-
-def write_private(path: Path, text: str) -> None:
-    """Write a file that only its owner can read, and have it on the disk on return."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text + "\n")
-        file.flush()
-        os.fsync(descriptor)
-
-
-def sync_folder(folder: Path) -> None:
-    """Have the names in a folder on the disk on return."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def works_in(pid: int, folder: Path, program: str) -> bool:

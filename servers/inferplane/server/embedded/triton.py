@@ -13,7 +13,6 @@ import signal
 import socket
 import sys
 import sysconfig
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from tritonclient.grpc import (
 )
 
 from inferplane.server.embedded.process import dying_with_parent, lock_file, stop_process
+from inferplane.server.files import write_private
 
 __all__ = ["EmbeddedTriton", "EmbeddedTritonError"]
 
@@ -171,7 +171,7 @@ class EmbeddedTriton:
         log = self._data_dir / "server.log"
         with contextlib.suppress(FileNotFoundError):
             log.replace(log.with_name("server.log.1"))
-        _write_private(log, "")
+        write_private(log, b"")
 
     @property
     def _folders(self) -> Path:
@@ -193,7 +193,7 @@ class EmbeddedTriton:
         if not self._secret:
             self._secret = secrets.token_hex(32)
         self._identity = f"inferplane-{secrets.token_hex(8)}"
-        _write_private(self._data_dir / "header", ": ".join(self.header) + "\n")
+        write_private(self._data_dir / "header", ": ".join(self.header).encode() + b"\n")
         log = self._data_dir / "server.log"
         with log.open("wb") as output:
             self._process = await asyncio.create_subprocess_exec(
@@ -345,14 +345,6 @@ def _free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
-
-
-def _write_private(path: Path, text: str) -> None:
-    # Replaced rather than truncated, so that an older file's wider mode does not survive.
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
-    Path(temporary).replace(path)
 
 
 def _tail(log: Path) -> str:

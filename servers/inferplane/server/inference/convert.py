@@ -1,6 +1,5 @@
 """Inference's domain objects as messages, and typed requests as the Open Inference Protocol's."""
 
-from google.protobuf.timestamp_pb2 import Timestamp
 from tritonclient.grpc import service_pb2
 
 from inferplane.inference.v1 import deployment_pb2, inference_service_pb2, tensor_pb2
@@ -9,6 +8,7 @@ from inferplane.server.inference.forwarder import Prediction
 from inferplane.server.inference.typed_tensors import raw_contents, typed_tensor
 from inferplane.server.names import DEPLOYMENT, VERSION
 from inferplane.server.tensors import signature_message
+from inferplane.server.timestamps import timestamp
 
 __all__ = ["deployment_message", "infer_request", "predict_response"]
 
@@ -16,8 +16,6 @@ __all__ = ["deployment_message", "infer_request", "predict_response"]
 def deployment_message(deployment: Deployment) -> deployment_pb2.Deployment:
     """A deployment."""
     version = deployment.version
-    created = Timestamp()
-    created.FromDatetime(deployment.created_at)
     return deployment_pb2.Deployment(
         name=DEPLOYMENT.format(deployment.name),
         model_version=VERSION.format(version.model, version.version),
@@ -25,7 +23,7 @@ def deployment_message(deployment: Deployment) -> deployment_pb2.Deployment:
         signature=signature_message(version.signature),
         state=deployment_pb2.Deployment.State.Value(f"STATE_{deployment.state}"),
         state_message=deployment.state_message,
-        create_time=created,
+        create_time=timestamp(deployment.created_at),
         creator=deployment.creator,
     )
 
