@@ -15,6 +15,7 @@ import numpy as np
 import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from onnx import TensorProto, helper
 
 from inferplane.auth.v1 import auth_service_pb2, auth_service_pb2_grpc
 from inferplane.client import Inferplane
@@ -23,7 +24,7 @@ from inferplane.server.embedded.postgres import EmbeddedPostgres
 from tests.support.http import get
 from tests.support.kills import survive
 from tests.support.loop_thread import LoopThread
-from tests.support.onnx_models import identity
+from tests.support.onnx_models import identity, model, tensor
 from tests.support.up import NOT_SERVING, SERVING, Up, running_up, wait_for
 
 SERVICES = {
@@ -117,6 +118,24 @@ async def test_killing_triton_stops_inference_alone_and_both_recover(own_up: Up,
         assert all(changes[name][0] == NOT_SERVING for name in DATA_PLANE)
         assert not any(changes[name] for listed in SERVICES.values() for name in listed)
         await until_predicts(plane, 5)
+
+
+async def test_a_model_that_cannot_be_loaded_takes_nothing_else_down(own_up: Up, tmp_path: Path) -> None:
+    """Its file is well formed, so only Triton finds out that its nodes do not fit together."""
+    up = own_up
+    async with up.admin() as plane:
+        await deploy(plane, tmp_path)
+        node = helper.make_node("Reshape", ["x", "s"], ["y"])
+        shape = helper.make_tensor("s", TensorProto.INT64, [1], [7])
+        path = tmp_path / "odd.onnx"
+        built = model([node], [tensor("x", "FP32", [4])], [tensor("y", "FP32", [7])], [shape])
+        path.write_bytes(built.SerializeToString())
+        await plane.artifact.push("odd", path)
+        with watching(up) as changes:
+            with suppress(InferplaneClientError):
+                await plane.inference.deploy("odd", timeout=20)
+            assert await predicts(plane)
+            assert not any(changes.values())
 
 
 async def test_a_hung_triton_stops_inference_alone_and_both_recover(own_up: Up, tmp_path: Path) -> None:

@@ -1,13 +1,11 @@
 """The only composition root: puts one service together from its settings and takes it apart again."""
 
-import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import grpc
-import structlog
 from prometheus_client import CollectorRegistry
 
 from inferplane.auth.v1.auth_service_pb2 import GetJwksRequest
@@ -21,6 +19,7 @@ from inferplane.server.rpc.interceptors import Guards
 from inferplane.server.rpc.interceptors.deadlines import DeadlinePolicy
 from inferplane.server.rpc.mutations import Mutations
 from inferplane.server.rpc.server import RpcServer
+from inferplane.server.rpc.tasks import Tasks
 from inferplane.server.settings import ServiceName, Settings
 from inferplane.server.storage.database import Database, database_url
 from inferplane.server.storage.pages import PageTokens
@@ -32,8 +31,6 @@ if TYPE_CHECKING:
     from inferplane.server.inference.triton_link import TritonLink
 
 __all__ = ["Core", "RunningService", "run_service"]
-
-log = structlog.get_logger()
 
 DATABASE = "database"
 TRITON = "triton"
@@ -59,48 +56,11 @@ class Core:
     registry: CollectorRegistry
     server: RpcServer
     stack: AsyncExitStack
-    tasks: "Tasks"
+    tasks: Tasks
 
     def channel(self, service: ServiceName) -> grpc.aio.Channel:
         """A channel to another service, closed with this one."""
         return _channel(self.settings, service, self.stack)
-
-
-@dataclass(slots=True)
-class Tasks:
-    """Background tasks of a service. One that fails is logged and started again; they end with the service."""
-
-    _running: set["asyncio.Task[None]"] = field(default_factory=set)
-
-    def start(self, name: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Run `work` for the service's life."""
-        task = asyncio.create_task(self._supervise(name, work), name=name)
-        self._running.add(task)
-
-    def every(self, seconds: float, name: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Run `work` again and again, first after `seconds`."""
-
-        async def repeat() -> None:
-            while True:
-                await asyncio.sleep(seconds)
-                await work()
-
-        self.start(name, repeat)
-
-    async def stop(self) -> None:
-        """Cancel all and wait for their ends."""
-        for task in self._running:
-            task.cancel()
-        await asyncio.gather(*self._running, return_exceptions=True)
-
-    async def _supervise(self, name: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        while True:
-            try:
-                await work()
-                return
-            except Exception:
-                log.exception("background_task_failed", task=name)
-                await asyncio.sleep(1.0)
 
 
 @dataclass(frozen=True, slots=True)

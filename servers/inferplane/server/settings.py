@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
-__all__ = ["ServiceName", "Settings", "address"]
+__all__ = ["METRICS_BASE_PORT", "TRITON_PORT", "ServiceName", "Settings", "address"]
 
 
 def address(host: str, port: int) -> str:
@@ -17,6 +17,11 @@ def address(host: str, port: int) -> str:
 
 Seconds = Annotated[float, Field(gt=0)]
 Port = Annotated[int, Field(ge=0, le=65535)]
+
+
+BASE_PORT = 50051
+METRICS_BASE_PORT = 9464
+TRITON_PORT = 8001
 
 
 class ServiceName(StrEnum):
@@ -35,8 +40,13 @@ class Settings(BaseModel):
 
     data_dir: Path = Field(Path(".inferplane"), description="Folder that holds all state of this machine.")
     listen: str = Field("127.0.0.1", description="Address that the services bind.")
-    base_port: Port = Field(50051, description="Port of the auth service; the others follow. 0: any free ports.")
-    metrics_base_port: Port = Field(9464, description="First port of /metrics, one per process. 0: any.")
+    base_port: Port = Field(BASE_PORT, description="Port of the auth service; the others follow. 0: any free ports.")
+    metrics_base_port: Port | None = Field(
+        None, description="First port of /metrics, one per process. Unset: 9464, or any if base_port is not 50051."
+    )
+    triton_port: Port | None = Field(
+        None, description="Port of the embedded Triton. Unset: 8001, or any if base_port is not 50051."
+    )
     workers: int = Field(1, ge=1, le=64, description="Worker processes per service.")
 
     database_url: SecretStr | None = Field(
@@ -86,6 +96,12 @@ class Settings(BaseModel):
     def master_key_path(self) -> Path:
         """Where the master key lies."""
         return self.master_key_file or self.data_dir / "keys" / "master.key"
+
+    def beside(self, chosen: int | None, usual: int) -> int:
+        """A port that goes with the services' own: `chosen`, else the usual one beside the usual services, else any."""
+        if chosen is not None:
+            return chosen
+        return usual if self.base_port == BASE_PORT else 0
 
     def to_worker(self) -> str:
         """These settings as JSON with their secrets, for a worker's standard input and nothing else."""

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import grpc
@@ -21,7 +22,7 @@ from inferplane.server.rpc.interceptors.deadlines import DeadlinePolicy
 from inferplane.server.rpc.methods import MissingAccessRuleError
 from inferplane.server.rpc.server import RpcServer
 from inferplane.server.settings import Settings
-from tests.support.mesh import error_info, failure, reason
+from tests.support.mesh import error_info, failure, reason, until
 
 WHO = "/inferplane.auth.v1.AuthService/WhoAmI"
 WATCH = "/inferplane.artifact.v1.ArtifactService/ReadArtifact"
@@ -159,14 +160,19 @@ async def test_no_handler_runs_any_more_when_stop_returns() -> None:
         await asyncio.gather(call, return_exceptions=True)
 
 
+def is_in(text: str, registry: CollectorRegistry) -> bool:
+    return text in generate_latest(registry).decode()
+
+
 async def test_refused_and_failed_calls_are_counted_by_their_status() -> None:
     async with stand(answer) as server:
         await server.call()
         method: Any = server.channel.unary_unary(WHO)
         await failure(method(b""))
-        counted = generate_latest(server.registry).decode()
-    assert 'inferplane_rpc_calls_total{code="OK",method="WhoAmI"' in counted
-    assert 'inferplane_rpc_calls_total{code="UNAUTHENTICATED",method="WhoAmI"' in counted
+        # A call is counted once it has ended, which its caller learns first.
+        for code in ("OK", "UNAUTHENTICATED"):
+            counted = f'inferplane_rpc_calls_total{{code="{code}",method="WhoAmI"'
+            await until(partial(is_in, counted, server.registry))
 
 
 async def test_health_lists_and_checks_each_service() -> None:

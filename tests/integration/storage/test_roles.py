@@ -2,7 +2,7 @@
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.exc import ProgrammingError
+from sqlalchemy.exc import DBAPIError, ProgrammingError
 
 from inferplane.server.settings import ServiceName, Settings
 from inferplane.server.storage.database import Database, role_of
@@ -65,3 +65,14 @@ async def test_nobody_rewrites_the_audit_or_the_policy(
 async def test_a_version_cannot_be_changed_even_by_its_service(settings: Settings) -> None:
     with pytest.raises(ProgrammingError, match="permission denied"):
         await attempt(settings, ServiceName.ARTIFACT, "UPDATE artifact.model_version SET digest = 'other'")
+
+
+async def test_an_error_does_not_repeat_the_parameters(settings: Settings) -> None:
+    """Errors are logged, and parameters may be hashes of secrets."""
+    database = Database(settings, ServiceName.AUTH)
+    insert = sa.text("INSERT INTO user_account VALUES (:name, :hash, :name)")
+    with pytest.raises(DBAPIError) as failed:
+        async with database.transaction() as connection:
+            await connection.execute(insert, {"name": "bob", "hash": "a-secret-hash"})
+    await database.close()
+    assert "a-secret-hash" not in str(failed.value)

@@ -20,7 +20,7 @@ from inferplane.server.embedded.triton import EmbeddedTriton
 from inferplane.server.files import write_private
 from inferplane.server.rpc.supervisor import ReservedPort, Supervisor, WorkerStartError
 from inferplane.server.rpc.worker_protocol import Job
-from inferplane.server.settings import ServiceName, Settings, address
+from inferplane.server.settings import METRICS_BASE_PORT, TRITON_PORT, ServiceName, Settings, address
 
 __all__ = ["Mesh", "stop_requested"]
 
@@ -28,6 +28,7 @@ log = structlog.get_logger()
 
 ADMIN = "admin"
 RESTART_DELAY = 0.5
+SESSIONS_OUTSIDE_POOL = 2
 MAX_LOG_SIZE = 16 << 20
 STOP_ORDER = (ServiceName.INFERENCE, ServiceName.ARTIFACT, ServiceName.REPORTING, ServiceName.AUTH)
 """Inference first: its last prediction records still find the reporting service."""
@@ -66,7 +67,8 @@ class Mesh:
         """Start the embedded PostgreSQL unless there is a URL, migrate, and make keys and an administrator."""
         data_dir = self.settings.data_dir.resolve()
         if self.settings.database_url is None:
-            self.postgres = EmbeddedPostgres(data_dir / "postgres")
+            connections = {"max_connections": str(self._most_connections())}
+            self.postgres = EmbeddedPostgres(data_dir / "postgres", settings=connections)
             await self.postgres.start()
             stack.push_async_callback(self.postgres.stop)
             keep(stack, "postgres", self.postgres.wait, self.postgres.start)
@@ -74,11 +76,12 @@ class Mesh:
         self.admin_password_file = data_dir / "admin.password"
         await prepare(self.settings, await asyncio.to_thread(_password, self.admin_password_file))
 
-    async def start_triton(self, stack: AsyncExitStack, port: int) -> None:
+    async def start_triton(self, stack: AsyncExitStack) -> None:
         """Start the embedded Triton unless there is an endpoint; it is started again if it ends."""
         if self.settings.triton_endpoint is not None:
             return
         triton = self.triton = EmbeddedTriton(self.settings.data_dir.resolve() / "triton")
+        port = self.settings.beside(self.settings.triton_port, TRITON_PORT)
         await triton.start(port=port or None)
         stack.push_async_callback(triton.stop)
         bound = int(triton.endpoint.rpartition(":")[2])
@@ -147,8 +150,13 @@ class Mesh:
         return self.settings.base_port and self.settings.base_port + list(ServiceName).index(service)
 
     def _metrics_port(self, service: ServiceName, worker: int) -> int:
-        base = self.settings.metrics_base_port
+        base = self.settings.beside(self.settings.metrics_base_port, METRICS_BASE_PORT)
         return base and base + list(ServiceName).index(service) * self.settings.workers + worker
+
+    def _most_connections(self) -> int:
+        """What all workers may open, pools and overflow, and some for people."""
+        per_worker = 2 * self.settings.database_pool_size + SESSIONS_OUTSIDE_POOL
+        return max(100, len(ServiceName) * self.settings.workers * per_worker + 20)
 
     def _update(self, **changes: object) -> None:
         self.settings = self.settings.model_copy(update=changes)

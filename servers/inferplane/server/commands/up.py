@@ -19,7 +19,6 @@ from inferplane.server.settings_sources import load_settings
 
 __all__ = ["up"]
 
-TRITON_PORT = 8001
 READY_TIMEOUT = 60.0
 READY_FILE_INTERVAL = 0.5
 console = Console(stderr=True)
@@ -43,8 +42,6 @@ def up(
     """
     given = {"data_dir": data_dir, "base_port": base_port, "listen": listen, "workers": workers}
     overrides: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    if base_port == 0:
-        overrides["metrics_base_port"] = 0
     with reported():
         uvloop.run(run(load_settings(**overrides), ready_file))
 
@@ -84,8 +81,7 @@ async def keep_ready_file(mesh: Mesh, ready_file: Path | None, stopped: "asyncio
 
 async def start(mesh: Mesh, stack: AsyncExitStack) -> None:
     """Database and Triton side by side, then the services."""
-    port = TRITON_PORT if mesh.settings.base_port else 0
-    await asyncio.gather(mesh.start_database(stack), mesh.start_triton(stack, port))
+    await asyncio.gather(mesh.start_database(stack), mesh.start_triton(stack))
     await mesh.start_services(stack, list(ServiceName))
     await mesh.until_serving(READY_TIMEOUT)
 

@@ -17,7 +17,7 @@ log = structlog.get_logger()
 
 SERVICE = "inference.GRPCInferenceService"
 CHECK_INTERVAL = 0.5
-CHECK_TIMEOUT = 1.0
+CHECK_TIMEOUT = 2.0
 RELOAD_GRACE = 10.0
 MAX_DETAIL = 200
 
@@ -52,14 +52,14 @@ class TritonLink:
         return self.channel.stream_stream(f"/{SERVICE}/{method}")
 
     async def live(self) -> bool:
-        """Whether Triton answers and is ready."""
+        """Whether Triton answers. Not whether it is ready: for that it waits for every model that is being loaded."""
         try:
-            answer = await self.stub.ServerReady(
-                service_pb2.ServerReadyRequest(), metadata=self.metadata, timeout=CHECK_TIMEOUT
+            answer = await self.stub.ServerLive(
+                service_pb2.ServerLiveRequest(), metadata=self.metadata, timeout=CHECK_TIMEOUT
             )
         except grpc.aio.AioRpcError:
             return False
-        return bool(answer.ready)
+        return bool(answer.live)
 
     async def model_ready(self, name: str, version: int) -> bool:
         """Whether Triton serves this version under this name."""

@@ -151,9 +151,17 @@ class Supervisor:
         with theirs, ExitStack() as stack:
             log_file = stack.enter_context(_appended(self._log_file)) if self._log_file else None
             worker.process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "inferplane.server.rpc.worker", "--control-fd", str(theirs.fileno()),
-                pass_fds=[theirs.fileno()], stdin=asyncio.subprocess.DEVNULL, stderr=log_file,
-            )  # fmt: skip
+                sys.executable,
+                "-m",
+                "inferplane.server.rpc.worker",
+                "--control-fd",
+                str(theirs.fileno()),
+                pass_fds=[theirs.fileno()],
+                stdin=asyncio.subprocess.DEVNULL,
+                stderr=log_file,
+                # Ctrl-C in a terminal is for us, who stop the services in an order in which none misses another.
+                start_new_session=True,
+            )
         reader, writer = await asyncio.open_unix_connection(sock=ours)
         try:
             with contextlib.suppress(ConnectionError):

@@ -84,6 +84,8 @@ class Database:
             max_overflow=settings.database_pool_size,
             pool_timeout=POOL_TIMEOUT,
             pool_pre_ping=True,
+            # Errors are logged, and parameters are password hashes and tokens' hashes among others.
+            hide_parameters=True,
             connect_args={
                 "timeout": CONNECT_TIMEOUT,
                 "command_timeout": COMMAND_TIMEOUT,
