@@ -16,6 +16,7 @@ import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from onnx import TensorProto, helper
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from inferplane.auth.v1 import auth_service_pb2, auth_service_pb2_grpc
 from inferplane.client import Inferplane
@@ -24,6 +25,7 @@ from inferplane.server.embedded.postgres import EmbeddedPostgres
 from tests.support.http import get
 from tests.support.kills import survive
 from tests.support.loop_thread import LoopThread
+from tests.support.mesh import error_info
 from tests.support.onnx_models import identity, model, tensor
 from tests.support.up import NOT_SERVING, SERVING, Up, running_up, wait_for
 
@@ -118,6 +120,26 @@ async def test_killing_triton_stops_inference_alone_and_both_recover(own_up: Up,
         assert all(changes[name][0] == NOT_SERVING for name in DATA_PLANE)
         assert not any(changes[name] for listed in SERVICES.values() for name in listed)
         await until_predicts(plane, 5)
+
+
+async def test_a_stream_that_loses_triton_ends_as_unavailable(own_up: Up, tmp_path: Path) -> None:
+    up = own_up
+    async with up.admin() as plane:
+        await deploy(plane, tmp_path)
+        metadata = [("authorization", f"Bearer {await plane.auth.access_token()}")]
+        request = service_pb2.ModelInferRequest(model_name="echo")
+        request.inputs.add(name="x", datatype="FP32", shape=[4])
+        request.raw_input_contents.append(X.tobytes())
+        async with grpc.aio.insecure_channel(up.endpoints["inference"]) as channel:
+            stub: Any = service_pb2_grpc.GRPCInferenceServiceStub(cast("Any", channel))
+            stream = stub.ModelStreamInfer(metadata=metadata)
+            await stream.write(request)
+            assert not (await stream.read()).error_message
+            tritons(up)[0].kill()
+            with pytest.raises(grpc.aio.AioRpcError) as lost:
+                await stream.read()
+        assert lost.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert error_info(lost.value).reason == "DEPENDENCY_UNAVAILABLE"
 
 
 async def test_a_model_that_cannot_be_loaded_takes_nothing_else_down(own_up: Up, tmp_path: Path) -> None:

@@ -7,7 +7,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
+from google.protobuf import descriptor_pb2
+from grpc_reflection.v1alpha import reflection_pb2
 
 from tests.support.onnx_models import identity
 from tests.support.up import Up
@@ -129,3 +132,15 @@ def test_it_calls_deployments_and_reporting(up: Up, token: str) -> None:
     assert call(up, "inference", service, token, name="deployments/curled")["state"] == "STATE_READY"
     service = "inferplane.reporting.v1.ReportingService/QueryMetrics"
     assert isinstance(call(up, "reporting", service, token, model="models/curled"), dict)
+
+
+@pytest.mark.parametrize("version", ["v1", "v1alpha"])
+def test_both_reflections_describe_health_with_list(up: Up, version: str) -> None:
+    """grpcurl of this version asks v1alpha alone, so both are asked here."""
+    request = reflection_pb2.ServerReflectionRequest(file_containing_symbol="grpc.health.v1.Health")
+    with grpc.insecure_channel(up.endpoints["auth"]) as channel:
+        method: Any = channel.stream_stream(f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo")
+        answer = reflection_pb2.ServerReflectionResponse.FromString(next(method(iter([request.SerializeToString()]))))
+    (file,) = answer.file_descriptor_response.file_descriptor_proto
+    service = descriptor_pb2.FileDescriptorProto.FromString(file).service[0]
+    assert [method.name for method in service.method] == ["Check", "Watch", "List"]

@@ -15,12 +15,9 @@ import sys
 import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc.aio
-from tritonclient.grpc import (
-    service_pb2,
-    service_pb2_grpc,
-)
 
 from inferplane.server.embedded.process import dying_with_parent, lock_file, stop_process
 from inferplane.server.files import write_private
@@ -32,6 +29,7 @@ _PROTOCOLS = "health,metadata,inference,shared-memory,model-config,model-reposit
 _START_SECONDS = 60.0
 _EXIT_SECONDS = 5
 _PORT_ATTEMPTS = 5
+_TRUE = b"\x08\x01"  # the only field of ServerLiveResponse and ServerReadyResponse
 _LOG_TAIL_BYTES = 4096
 _MODEL_FOLDER = re.compile(r"folder[A-Za-z0-9]{6}")
 # Triton writes the models that it is sent below this path, whatever TMPDIR says.
@@ -284,11 +282,15 @@ async def _probe(endpoint: str, header: tuple[str, str], identity: str) -> bool:
     )
     metadata = (header,)
     async with asyncio.timeout(_START_SECONDS), grpc.aio.insecure_channel(endpoint, options) as channel:
-        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-        live = await stub.ServerLive(service_pb2.ServerLiveRequest(), metadata=metadata, wait_for_ready=True)
-        ready = await stub.ServerReady(service_pb2.ServerReadyRequest(), metadata=metadata)
-        server = await stub.ServerMetadata(service_pb2.ServerMetadataRequest(), metadata=metadata)
-        return bool(live.live and ready.ready and server.name == identity)
+
+        async def ask(method: str) -> bytes:
+            call: Any = channel.unary_unary(f"/inference.GRPCInferenceService/{method}")
+            answer: bytes = await call(b"", metadata=metadata, wait_for_ready=True)
+            return answer
+
+        # In bytes: Triton's message classes would bring numpy into a process that needs it for nothing else.
+        live_and_ready = [await ask("ServerLive"), await ask("ServerReady")] == [_TRUE, _TRUE]
+        return live_and_ready and identity.encode() in await ask("ServerMetadata")
 
 
 def _find_installation() -> _Installation:

@@ -107,6 +107,9 @@ class Forwarder:
                     waiting.put_nowait(prediction)
                     await stream.write(data)
                 await stream.done_writing()
+            except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                # Triton's side has ended; whoever reads from it learns why.
+                return
             except BaseException:
                 stream.cancel()
                 raise
