@@ -182,3 +182,12 @@ async def test_health_lists_and_checks_each_service() -> None:
         assert known.status == health_pb2.HealthCheckResponse.SERVING
         error = await failure(stub.Check(health_pb2.HealthCheckRequest(service="unheard.of")))
         assert error.code() == grpc.StatusCode.NOT_FOUND
+
+
+async def test_a_message_or_metadata_over_the_limit_is_refused_and_the_server_goes_on() -> None:
+    async with stand(answer) as server:
+        assert (await failure(server.call(bytes(2 << 20)))).code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        method: Any = server.channel.unary_unary(WHO)
+        too_much = [("authorization", "Bearer alice"), ("x-padding", "a" * (80 << 10))]
+        assert (await failure(method(b"", metadata=too_much))).code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        await server.call()
