@@ -163,3 +163,15 @@ def test_every_message_of_a_stream_is_authorized(caller: Caller) -> None:
     assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
     assert error_info(refused.value).reason == "PERMISSION_DENIED"
     assert len(answers) <= 1
+
+
+@pytest.mark.parametrize(
+    "method", ["RepositoryIndex", "RepositoryModelLoad", "SystemSharedMemoryRegister", "TraceSetting", "LogSettings"]
+)
+def test_methods_that_are_never_offered(caller: Caller, method: str) -> None:
+    with grpc.insecure_channel(caller.up.endpoints["inference"]) as channel:
+        call: Any = channel.unary_unary(f"/inference.GRPCInferenceService/{method}")
+        with pytest.raises(grpc.RpcError) as refused:
+            call(b"", metadata=caller.metadata, timeout=10)
+    assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
+    assert error_info(refused.value).reason == "METHOD_REFUSED"

@@ -63,6 +63,17 @@ async def predicts(plane: Inferplane, name: str = "echo") -> bool:
     return bool(np.array_equal(answer.outputs["y"], X))
 
 
+async def first_refusal(plane: Inferplane) -> str:
+    """Predict until that fails, at most 10 s; the reason."""
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                await plane.inference.predict("echo", {"x": X})
+            except InferplaneClientError as error:
+                return error.reason
+            await asyncio.sleep(0.1)
+
+
 async def until_predicts(plane: Inferplane, seconds: float) -> None:
     async with asyncio.timeout(seconds):
         while not await predicts(plane):  # noqa: ASYNC110 - the other side is another process
@@ -222,6 +233,23 @@ async def test_without_its_database_the_data_plane_goes_on_alone(tmp_path: Path,
                 loop_thread.run(postgres.start())
                 await asyncio.to_thread(wait_for, lambda: all_are(up, SERVICES, SERVING), 5)
                 await plane.artifact.get_model("echo")
+    finally:
+        loop_thread.run(postgres.stop())
+
+
+async def test_the_data_plane_refuses_once_its_policy_is_too_old(tmp_path: Path, loop_thread: LoopThread) -> None:
+    postgres = EmbeddedPostgres(tmp_path / "pg")
+    loop_thread.run(postgres.start())
+    environment = {"INFERPLANE_DATABASE_URL": postgres.owner_url, "INFERPLANE_POLICY_MAX_STALENESS": "3"}
+    try:
+        with running_up(tmp_path, environment=environment) as up:
+            async with up.admin() as plane:
+                await deploy(plane, tmp_path)
+                loop_thread.run(postgres.stop())
+                assert await predicts(plane)
+                assert await first_refusal(plane) == "POLICY_STALE"
+                loop_thread.run(postgres.start())
+                await until_predicts(plane, 5)
     finally:
         loop_thread.run(postgres.stop())
 
