@@ -15,6 +15,7 @@ import asyncpg
 import grpc
 import structlog
 
+from inferplane.common.v1.errors_pb2 import ErrorReason
 from inferplane.server.errors import InferplaneError
 from inferplane.server.inference.deployments import Deployment, State, VersionInfo
 from inferplane.server.inference.repository import DeploymentReader, DeploymentRepository
@@ -57,6 +58,10 @@ class BytesSource(Protocol):
     """Where verified bytes come from."""
 
     async def read(self, version: VersionInfo) -> bytes: ...
+
+
+class _AwayError(Exception):
+    """Triton or the artifact service is away, so nothing can be said of the deployment."""
 
 
 class Reconciler:
@@ -131,6 +136,13 @@ class Reconciler:
             await connection.commit()
 
     async def _ensure(self, deployment: Deployment) -> None:
+        try:
+            await self._bring_up(deployment)
+        except _AwayError as error:
+            # Not the deployment's fault: its state stays, and the next pass tries again.
+            log.warning("deployment_waits", deployment=deployment.name, reason=str(error))
+
+    async def _bring_up(self, deployment: Deployment) -> None:
         if await self._serves(deployment):
             if deployment.state != "READY":
                 await self._set_state(deployment, "READY", "")
@@ -149,8 +161,8 @@ class Reconciler:
         version = deployment.version
         try:
             digest = await self._triton.model_parameter(deployment.name, DIGEST_PARAMETER)
-        except grpc.aio.AioRpcError:
-            return False
+        except grpc.aio.AioRpcError as error:
+            raise _AwayError("Triton does not answer") from error
         return digest == version.digest and await self._triton.model_ready(deployment.name, version.version)
 
     async def _load(self, deployment: Deployment) -> str | None:
@@ -168,12 +180,14 @@ class Reconciler:
                 timeout=LOAD_TIMEOUT,
             )
         except InferplaneError as error:
+            if error.reason == ErrorReason.ERROR_REASON_DEPENDENCY_UNAVAILABLE:
+                raise _AwayError("the artifact service does not answer") from error
             log.warning("deployment_bytes_unreadable", deployment=deployment.name, error=str(error))
             return f"the model's bytes could not be read: {CATALOG[error.reason][1]}"
         except grpc.aio.AioRpcError as error:
             log.warning("deployment_load_failed", deployment=deployment.name, details=(error.details() or "")[:500])
             if error.code() is grpc.StatusCode.UNAVAILABLE:
-                return "Triton went away while the model was loaded; it is tried again"
+                raise _AwayError("Triton went away during the load") from error
             return "Triton could not load the model; its log says why"
         return None
 
