@@ -12,8 +12,8 @@ from sqlalchemy import URL, make_url
 
 from inferplane.server.auth import passwords
 from inferplane.server.embedded.postgres import EmbeddedPostgres
+from inferplane.server.identity.workloads import ensure_workload_keys
 from inferplane.server.keys import MasterKey
-from inferplane.server.mesh.workload_identity import ensure_workload_keys
 from inferplane.server.settings import Settings
 from inferplane.server.storage.database import asyncpg_dsn
 from inferplane.server.storage.migrate import migrate

@@ -19,7 +19,7 @@ from tritonclient.utils import (
 
 from inferplane.server.artifact.onnx_inspection import inspect_onnx
 from inferplane.server.embedded.triton import EmbeddedTriton
-from inferplane.server.inference.triton_model import TritonModels
+from inferplane.server.inference.reconcile.loader import TritonModels
 from tests.support.onnx_models import ELEMENT_TYPES, identity, model, tensor
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -7,13 +7,15 @@ from pydantic import AfterValidator, BeforeValidator
 
 __all__ = [
     "ALIAS", "DEPLOYMENT", "GRANT", "MODEL", "SESSION", "UPLOAD", "USER", "VERSION",
-    "AliasRef", "DeploymentId", "DeploymentRef", "GrantRef", "ModelId", "ModelRef", "ResourcePattern", "Scope",
-    "SubjectName", "UploadRef", "UserId", "VersionRef", "subject_of",
+    "AliasName", "AliasRef", "DeploymentId", "DeploymentRef", "Digest", "GrantRef", "ModelId", "ModelRef",
+    "ResourcePattern", "Scope", "SubjectName", "UploadName", "UploadRef", "UserId", "VersionName", "VersionOrAliasRef",
+    "VersionRef", "subject_of",
 ]  # fmt: skip
 
 MODEL_ID = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 USER_ID = r"[a-z0-9][a-z0-9._@-]{0,63}"
 UUID_TEXT = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
+DIGEST_TEXT = r"sha256:[0-9a-f]{64}"
 SEGMENTS = {
     "model": MODEL_ID,
     "deployment": MODEL_ID,
@@ -102,6 +104,22 @@ def _version(name: str) -> VersionName:
     return VersionName(model, int(version))
 
 
+def _version_or_alias(name: str) -> VersionName | AliasName:
+    for pattern in (VERSION, ALIAS):
+        try:
+            model, segment = pattern.parse(name)
+        except ValueError:
+            continue
+        return VersionName(model, int(segment)) if pattern is VERSION else AliasName(model, segment)
+    raise ValueError(f"must have the form {VERSION.template} or {ALIAS.template}")
+
+
+def _digest(text: str) -> str:
+    if re.fullmatch(DIGEST_TEXT, text) is None:
+        raise ValueError("must be sha256: and 64 lowercase hexadecimal digits")
+    return text
+
+
 def _subject(name: str) -> str:
     USER.parse(name)
     return name
@@ -117,7 +135,9 @@ DeploymentRef = Annotated[str, AfterValidator(lambda name: DEPLOYMENT.parse(name
 GrantRef = Annotated[str, AfterValidator(lambda name: GRANT.parse(name)[0])]
 VersionRef = Annotated[VersionName, BeforeValidator(_version)]
 AliasRef = Annotated[AliasName, BeforeValidator(lambda name: AliasName(*ALIAS.parse(name)))]
+VersionOrAliasRef = Annotated[VersionName | AliasName, BeforeValidator(_version_or_alias)]
 UploadRef = Annotated[UploadName, BeforeValidator(lambda name: UploadName(*UPLOAD.parse(name)))]
+Digest = Annotated[str, AfterValidator(_digest)]
 
 
 def subject_of(value: str) -> str:

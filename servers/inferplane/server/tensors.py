@@ -5,25 +5,36 @@ from dataclasses import dataclass
 
 from inferplane.common.v1 import tensor_pb2
 
-__all__ = ["DATATYPES", "ITEM_SIZES", "Signature", "TensorSpec", "signature_from_bytes", "signature_message"]
+__all__ = [
+    "DATATYPES",
+    "ITEM_SIZES",
+    "NUMPY_TYPES",
+    "Signature",
+    "TensorSpec",
+    "signature_from_bytes",
+    "signature_message",
+]
 
-ITEM_SIZES: Mapping[str, int] = {
-    "BOOL": 1,
-    "INT8": 1,
-    "INT16": 2,
-    "INT32": 4,
-    "INT64": 8,
-    "UINT8": 1,
-    "UINT16": 2,
-    "UINT32": 4,
-    "UINT64": 8,
-    "FP16": 2,
-    "FP32": 4,
-    "FP64": 8,
+NUMPY_TYPES: Mapping[str, str] = {
+    "BOOL": "?",
+    "INT8": "<i1",
+    "INT16": "<i2",
+    "INT32": "<i4",
+    "INT64": "<i8",
+    "UINT8": "<u1",
+    "UINT16": "<u2",
+    "UINT32": "<u4",
+    "UINT64": "<u8",
+    "FP16": "<f2",
+    "FP32": "<f4",
+    "FP64": "<f8",
 }
-"""Bytes of one element, for all datatypes but BYTES, whose elements differ in size."""
+"""How numpy calls each datatype's elements in raw contents; BYTES is not among them, its elements differ in size."""
 
-DATATYPES = frozenset({*ITEM_SIZES, "BYTES"})
+ITEM_SIZES: Mapping[str, int] = {name: 1 if dtype == "?" else int(dtype[-1]) for name, dtype in NUMPY_TYPES.items()}
+"""Bytes of one element."""
+
+DATATYPES = frozenset({*NUMPY_TYPES, "BYTES"})
 """Datatype names of the Open Inference Protocol; BYTES is Triton's TYPE_STRING."""
 
 

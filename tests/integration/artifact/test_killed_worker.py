@@ -10,7 +10,7 @@ from dataclasses import asdict
 
 import grpc
 
-from inferplane.server.rpc.worker_protocol import Job, Ready
+from inferplane.server.processes.protocol import Job, Ready
 from inferplane.server.settings import ServiceName, Settings
 from tests.support.artifact import (
     CHUNK,
@@ -31,7 +31,7 @@ async def worker(settings: Settings) -> AsyncIterator[tuple[asyncio.subprocess.P
     """An artifact worker as its supervisor starts it, and its port."""
     ours, theirs = socket.socketpair()
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "inferplane.server.rpc.worker", "--control-fd", str(theirs.fileno())),
+        *(sys.executable, "-m", "inferplane.server.processes.worker", "--control-fd", str(theirs.fileno())),
         pass_fds=(theirs.fileno(),),
     )
     theirs.close()

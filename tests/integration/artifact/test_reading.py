@@ -7,7 +7,7 @@ import pytest
 
 from inferplane.artifact.v1 import model_registry_service_pb2 as registry_pb
 from inferplane.artifact.v1.model_pb2 import ModelVersion
-from inferplane.server.mesh.workload_identity import WorkloadSigner
+from inferplane.server.identity.workloads import WorkloadSigner
 from inferplane.server.settings import ServiceName, Settings
 from tests.support.artifact import CHUNK, MIB, Artifacts, bytes_of
 from tests.support.mesh import Mesh, failure, reason

@@ -22,7 +22,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from inferplane.server.embedded import triton
 from inferplane.server.embedded.triton import EmbeddedTriton, EmbeddedTritonError
-from inferplane.server.inference.triton_model import TritonModels
+from inferplane.server.inference.reconcile.loader import TritonModels
 from inferplane.server.tensors import Signature, TensorSpec
 from tests.support.onnx_models import identity
 

@@ -9,7 +9,7 @@ import pytest
 from inferplane.common.v1.errors_pb2 import ErrorReason
 from inferplane.server.errors import InferplaneError
 from inferplane.server.inference.deployments import Deployments, VersionInfo
-from inferplane.server.inference.reconciler import Reconciler
+from inferplane.server.inference.reconcile.reconciler import Reconciler
 from inferplane.server.inference.repository import DeploymentReader, DeploymentRepository
 from inferplane.server.keys import MasterKey
 from inferplane.server.settings import ServiceName, Settings

@@ -19,8 +19,8 @@ from inferplane.reporting.v1 import reporting_service_pb2 as pb
 from inferplane.reporting.v1.prediction_pb2 import Feedback, PredictionRecord
 from inferplane.reporting.v1.report_pb2 import TimeRange
 from inferplane.reporting.v1.reporting_service_pb2_grpc import ReportingServiceStub
+from inferplane.server.identity.workloads import WorkloadSigner
 from inferplane.server.ids import uuid7
-from inferplane.server.mesh.workload_identity import WorkloadSigner
 from inferplane.server.settings import ServiceName
 from inferplane.server.storage.database import asyncpg_dsn
 from tests.support.mesh import Mesh, Metadata, detail, failure

@@ -5,7 +5,7 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from inferplane.server.mesh.workload_identity import WorkloadSigner
+from inferplane.server.identity.workloads import WorkloadSigner
 from inferplane.server.settings import ServiceName
 from tests.integration.reporting.records import Reporting, by_id, record
 from tests.support.mesh import reason

@@ -14,8 +14,10 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from inferplane.auth.v1 import auth_service_pb2 as pb
 from inferplane.common.v1.errors_pb2 import ErrorReason
-from inferplane.server.identity import Principal
-from inferplane.server.policy.snapshot import EMPTY
+from inferplane.server.access.admission import Admission
+from inferplane.server.access.principal import Principal
+from inferplane.server.access.snapshot import EMPTY
+from inferplane.server.identity.verification import Verifier
 from inferplane.server.rpc.errors import CATALOG
 from inferplane.server.rpc.interceptors import Guards
 from inferplane.server.rpc.interceptors.deadlines import DeadlinePolicy
@@ -28,7 +30,10 @@ WHO = "/inferplane.auth.v1.AuthService/WhoAmI"
 WATCH = "/inferplane.artifact.v1.ArtifactService/ReadArtifact"
 
 
-class AnyToken:
+class AnyToken(Verifier):
+    def __init__(self) -> None:
+        """Needs no keys."""
+
     async def verify(self, token: str) -> Principal:
         return Principal(f"users/{token}")
 
@@ -50,7 +55,8 @@ class Stand:
 async def stand(behaviour: Any, *, unary: float = 30, idle: float = 30, grace: float = 5) -> AsyncIterator[Stand]:
     registry = CollectorRegistry()
     deadlines = DeadlinePolicy(unary, idle, 0)
-    guards = Guards(verifier=AnyToken(), policy=lambda: EMPTY, deadlines=deadlines, registry=registry)
+    admission = Admission(AnyToken(), lambda: EMPTY)
+    guards = Guards(admission=admission, deadlines=deadlines, registry=registry)
     server = RpcServer(Settings(drain_grace=grace), guards, max_message_size=1 << 20)
     handler = grpc.unary_unary_rpc_method_handler(
         behaviour, pb.WhoAmIResponse.FromString, pb.WhoAmIResponse.SerializeToString

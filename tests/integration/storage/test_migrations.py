@@ -8,10 +8,10 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import URL, Connection, MetaData
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from inferplane.server.artifact import tables
-from inferplane.server.auth import repository as auth
-from inferplane.server.inference import repository as inference
-from inferplane.server.reporting import repository as reporting
+from inferplane.server.artifact import tables as artifact
+from inferplane.server.auth import tables as auth
+from inferplane.server.inference import tables as inference
+from inferplane.server.reporting import tables as reporting
 from inferplane.server.storage import audit, migrate
 from inferplane.server.storage.schema import SCHEMA_VERSION
 
@@ -24,7 +24,7 @@ def test_the_version_that_services_ask_for_is_the_newest_migration() -> None:
 
 async def test_the_tables_are_those_that_the_repositories_describe(database_url: URL) -> None:
     described = MetaData()
-    for metadata in (auth.metadata, tables.metadata, inference.metadata, reporting.metadata, audit.metadata):
+    for metadata in (auth.metadata, artifact.metadata, inference.metadata, reporting.metadata, audit.metadata):
         for table in metadata.tables.values():
             table.to_metadata(described)
 

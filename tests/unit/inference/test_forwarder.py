@@ -8,12 +8,12 @@ from prometheus_client import CollectorRegistry
 from tritonclient.grpc import service_pb2
 
 from inferplane.reporting.v1.prediction_pb2 import PredictionRecord
+from inferplane.server.access.principal import Principal
+from inferplane.server.access.snapshot import GrantRow, Route, compile_snapshot
 from inferplane.server.errors import InferplaneError
-from inferplane.server.identity import Principal
-from inferplane.server.inference.forwarder import Forwarder
-from inferplane.server.inference.recorder import Recorder
+from inferplane.server.inference.dataplane.forwarder import Forwarder
+from inferplane.server.inference.records.recorder import Recorder
 from inferplane.server.inference.triton_link import from_triton
-from inferplane.server.policy.snapshot import GrantRow, Route, compile_snapshot
 from inferplane.server.rpc.errors import reason_name
 from inferplane.server.tensors import Signature, TensorSpec
 

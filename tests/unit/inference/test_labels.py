@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from tritonclient.grpc import service_pb2
 
-from inferplane.server.inference.labels import MAX_LABELS, predicted_labels
+from inferplane.server.inference.records.labels import predicted_labels
+from inferplane.server.limits import MAX_LABELS
 
 
 def answer(datatype: str, shape: list[int], raw: bytes) -> bytes:

@@ -3,8 +3,8 @@
 from prometheus_client import CollectorRegistry
 
 from inferplane.reporting.v1.prediction_pb2 import PredictionRecord
-from inferplane.server.inference.recorder import BATCH, Noted, Recorder, RefusedError
-from inferplane.server.policy.snapshot import Route
+from inferplane.server.access.snapshot import Route
+from inferplane.server.inference.records.recorder import BATCH, Noted, Recorder, RefusedError
 from inferplane.server.tensors import Signature
 
 ROUTE = Route("d", "m", 1, "sha256:" + "0" * 64, Signature((), ()), "", True)

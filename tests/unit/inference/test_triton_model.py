@@ -1,6 +1,6 @@
 import json
 
-from inferplane.server.inference.triton_model import model_config, model_files
+from inferplane.server.inference.formats.onnx import model_config, model_files
 from inferplane.server.tensors import DATATYPES, Signature, TensorSpec
 
 SIGNATURE = Signature(

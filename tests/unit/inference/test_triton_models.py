@@ -7,7 +7,7 @@ import grpc
 import pytest
 from tritonclient.grpc import service_pb2
 
-from inferplane.server.inference.triton_model import TritonModels
+from inferplane.server.inference.reconcile.loader import TritonModels
 from inferplane.server.tensors import Signature, TensorSpec
 
 SIGNATURE = Signature((TensorSpec("x", "FP32", (-1,)),), (TensorSpec("y", "FP32", (-1,)),))

@@ -7,18 +7,19 @@ from hypothesis import strategies as st
 
 from inferplane.inference.v1.tensor_pb2 import Tensor
 from inferplane.server.errors import InferplaneError
-from inferplane.server.inference.typed_tensors import DTYPES, raw_contents, typed_tensor
+from inferplane.server.inference.typed_tensors import raw_contents, typed_tensor
+from inferplane.server.tensors import NUMPY_TYPES
 
 
-@pytest.mark.parametrize("datatype", DTYPES)
+@pytest.mark.parametrize("datatype", NUMPY_TYPES)
 @given(data=st.data())
 def test_what_goes_in_comes_out(datatype: str, data: st.DataObject) -> None:
     raw = data.draw(st.binary(min_size=24, max_size=24))
     if datatype == "BOOL":
         raw = bytes(byte & 1 for byte in raw)
-    values = np.frombuffer(raw, DTYPES[datatype])
+    values = np.frombuffer(raw, NUMPY_TYPES[datatype])
     back = raw_contents(typed_tensor("x", datatype, [len(values)], raw), "x")
-    np.testing.assert_array_equal(np.frombuffer(back, DTYPES[datatype]), values)
+    np.testing.assert_array_equal(np.frombuffer(back, NUMPY_TYPES[datatype]), values)
 
 
 @given(texts=st.lists(st.text(max_size=10), max_size=5))

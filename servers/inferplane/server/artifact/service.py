@@ -1,155 +1,40 @@
 """Artifact's RPCs: from message to domain call to message."""
 
-import re
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
-from typing import Annotated, Any
-
-from pydantic import AfterValidator, BeforeValidator, Field
+from typing import Any
 
 from inferplane.artifact.v1 import artifact_service_pb2 as artifact_pb
 from inferplane.artifact.v1 import artifact_service_pb2_grpc, model_pb2, model_registry_service_pb2_grpc, upload_pb2
 from inferplane.artifact.v1 import model_registry_service_pb2 as registry_pb
 from inferplane.common.v1.access_pb2 import Permission
+from inferplane.server.access.snapshot import PolicySnapshot
 from inferplane.server.artifact.blobs import BlobReader
 from inferplane.server.artifact.convert import alias_message, model_message, upload_message, version_message
+from inferplane.server.artifact.inputs import (
+    AliasToSet,
+    ModelOfList,
+    ModelToGet,
+    NewModel,
+    Range,
+    UploadToMake,
+    UploadToSee,
+    VersionToGet,
+    pieces_of,
+)
 from inferplane.server.artifact.inspection import Inspection
 from inferplane.server.artifact.registry import NewVersion, Registry, visible_models
 from inferplane.server.artifact.repository import RegistryReader, RegistryRepository
-from inferplane.server.artifact.uploads import Finish, Piece, Uploads
+from inferplane.server.artifact.uploads import Uploads
 from inferplane.server.errors import invalid_field
-from inferplane.server.names import (
-    ALIAS,
-    VERSION,
-    AliasName,
-    AliasRef,
-    ModelId,
-    ModelRef,
-    UploadName,
-    UploadRef,
-    VersionName,
-    VersionRef,
-)
-from inferplane.server.policy.snapshot import PolicySnapshot
+from inferplane.server.names import VersionName
 from inferplane.server.rpc.call import current_call
 from inferplane.server.rpc.mutations import Mutations
-from inferplane.server.rpc.validation import Input, parse
+from inferplane.server.rpc.validation import parse
 from inferplane.server.storage.database import Database
 from inferplane.server.storage.pages import PageTokens
 
 __all__ = ["ArtifactService", "ModelRegistryService"]
-
-MAX_DATA = 2 << 20
-
-
-def _storable(text: str) -> str:
-    if "\0" in text:
-        raise ValueError("must not hold the character NUL")
-    return text
-
-
-def _not_negative(number: int) -> int:
-    if number < 0:
-        raise ValueError("must not be negative")
-    return number
-
-
-def _digest(text: str) -> str:
-    if re.fullmatch(r"sha256:[0-9a-f]{64}", text) is None:
-        raise ValueError("must be sha256: and 64 lowercase hexadecimal digits")
-    return text
-
-
-def _finish_fields(message: artifact_pb.WriteArtifactRequest.FinishWrite) -> dict[str, object]:
-    return {"size": message.size, "digest": message.digest}
-
-
-def _version_or_alias(name: str) -> VersionName | AliasName:
-    for pattern in (VERSION, ALIAS):
-        try:
-            model, segment = pattern.parse(name)
-        except ValueError:
-            continue
-        return VersionName(model, int(segment)) if pattern is VERSION else AliasName(model, segment)
-    raise ValueError(f"must have the form {VERSION.template} or {ALIAS.template}")
-
-
-Text = Annotated[str, AfterValidator(_storable)]
-Amount = Annotated[int, AfterValidator(_not_negative)]
-Digest = Annotated[str, AfterValidator(_digest)]
-
-
-class NewModel(Input):
-    model_id: ModelId
-    description: Annotated[Text, Field(max_length=1024)]
-
-
-class ModelToGet(Input):
-    name: ModelRef
-
-
-class ModelOfList(Input):
-    parent: ModelRef
-
-
-class UploadToMake(Input):
-    parent: ModelRef
-    upload: UploadRef
-    label_output: Annotated[Text, Field(max_length=256)]
-
-
-class VersionToGet(Input):
-    name: Annotated[VersionName | AliasName, BeforeValidator(_version_or_alias)]
-
-
-class AliasToSet(Input):
-    name: AliasRef
-    model_version: VersionRef
-
-
-class UploadToSee(Input):
-    upload: UploadRef
-
-
-class FinishInput(Input):
-    size: Amount
-    digest: Digest
-
-
-class PieceInput(Input):
-    write_offset: Amount
-    data: bytes
-
-
-class LastPieceInput(PieceInput):
-    finish: Annotated[FinishInput, BeforeValidator(_finish_fields)]
-
-
-class Range(Input):
-    model_version: VersionRef
-    offset: Amount
-    limit: Amount
-
-
-async def _pieces(requests: AsyncIterator[artifact_pb.WriteArtifactRequest]) -> AsyncGenerator[Piece, None]:
-    upload: UploadName | None = None
-    async for request in requests:
-        if request.upload or upload is None:
-            named = parse(UploadToSee, request).upload
-            if upload not in (None, named):
-                raise invalid_field("upload", "must be the same in all messages")
-            upload = named
-        yield _piece(upload, request)
-
-
-def _piece(upload: UploadName, request: artifact_pb.WriteArtifactRequest) -> Piece:
-    if len(request.data) > MAX_DATA:
-        raise invalid_field("data", f"must be at most {MAX_DATA} bytes")
-    if not request.HasField("finish"):
-        given = parse(PieceInput, request)
-        return Piece(upload, given.write_offset, given.data)
-    last = parse(LastPieceInput, request)
-    return Piece(upload, last.write_offset, last.data, Finish(last.finish.size, last.finish.digest))
 
 
 class ArtifactService(artifact_service_pb2_grpc.ArtifactServiceServicer):
@@ -163,7 +48,7 @@ class ArtifactService(artifact_service_pb2_grpc.ArtifactServiceServicer):
     async def WriteArtifact(
         self, request_iterator: AsyncIterator[artifact_pb.WriteArtifactRequest], context: Any
     ) -> artifact_pb.WriteArtifactResponse:
-        async with aclosing(_pieces(request_iterator)) as pieces:
+        async with aclosing(pieces_of(request_iterator)) as pieces:
             upload = await self._uploads.write(pieces, current_call().actor)
         return artifact_pb.WriteArtifactResponse(upload=upload_message(upload))
 

@@ -1,0 +1,1 @@
+"""Auth: who people are, their sessions and their grants."""

@@ -17,12 +17,6 @@ from inferplane.server.storage.unit_of_work import UnitOfWorkFactory
 __all__ = ["LoginFlow"]
 
 
-async def published_keys(database: Database) -> str:
-    """The public halves of all signing keys, as a JSON Web Key Set."""
-    async with database.transaction() as connection:
-        return public_set(await AuthReader(connection).signing_keys())
-
-
 class LoginFlow:
     """Login, refresh and logout."""
 
@@ -78,7 +72,8 @@ class LoginFlow:
 
     async def jwks(self) -> str:
         """The public keys, as a JSON Web Key Set."""
-        return await published_keys(self._database)
+        async with self._database.transaction() as connection:
+            return public_set(await AuthReader(connection).signing_keys())
 
     async def forget_expired(self) -> None:
         """Delete what is past its time."""

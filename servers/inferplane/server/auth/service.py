@@ -1,52 +1,24 @@
 """Auth's RPCs: from message to domain call to message."""
 
-from typing import Annotated, Any, Literal
+from typing import Any
 from uuid import UUID
-
-from pydantic import Field
 
 from inferplane.auth.v1 import auth_service_pb2 as auth_pb
 from inferplane.auth.v1 import auth_service_pb2_grpc, grant_pb2, identity_service_pb2_grpc, session_pb2, user_pb2
 from inferplane.auth.v1 import identity_service_pb2 as identity_pb
+from inferplane.server.access.snapshot import PolicySnapshot
 from inferplane.server.auth.convert import grant_message, token_pair, user_message
 from inferplane.server.auth.identities import Identities
+from inferplane.server.auth.inputs import GrantFilter, GrantToRevoke, LoginInput, NewGrant, NewUser
 from inferplane.server.auth.login import LoginFlow
 from inferplane.server.auth.repository import AuthReader, AuthRepository
-from inferplane.server.names import GrantRef, Scope, SubjectName, UserId
-from inferplane.server.policy.snapshot import PolicySnapshot
 from inferplane.server.rpc.call import current_call
 from inferplane.server.rpc.mutations import Mutations
-from inferplane.server.rpc.validation import Input, parse
+from inferplane.server.rpc.validation import parse
 from inferplane.server.storage.database import Database
 from inferplane.server.storage.pages import PageTokens
 
 __all__ = ["AuthService", "IdentityService"]
-
-Role = Literal["admin", "publisher", "approver", "deployer", "caller", "auditor", "viewer"]
-
-
-class LoginInput(Input):
-    username: UserId
-    password: Annotated[str, Field(min_length=1, max_length=1024)]
-
-
-class NewUser(Input):
-    user_id: UserId
-    password: Annotated[str, Field(min_length=12, max_length=1024)]
-
-
-class NewGrant(Input):
-    subject: SubjectName
-    role: Role
-    scope: Scope
-
-
-class GrantFilter(Input):
-    subject: Literal[""] | SubjectName
-
-
-class GrantToRevoke(Input):
-    name: GrantRef
 
 
 class AuthService(auth_service_pb2_grpc.AuthServiceServicer):

@@ -13,8 +13,8 @@ from cryptography.fernet import Fernet, InvalidToken
 from joserfc import jwt
 from joserfc.jwk import ECKey, KeySet
 
+from inferplane.server.identity.verification import ACCESS_TOKEN_AUDIENCE, ACCESS_TOKEN_TYPE, ISSUER
 from inferplane.server.ids import now, uuid7
-from inferplane.server.mesh.verification import ACCESS_TOKEN_AUDIENCE, ACCESS_TOKEN_TYPE, ISSUER
 
 __all__ = ["AccessToken", "SealedKey", "SigningKeys", "TokenIssuer"]
 

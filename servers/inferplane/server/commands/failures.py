@@ -11,7 +11,8 @@ from rich.console import Console
 from inferplane.server.embedded.postgres import EmbeddedPostgresError
 from inferplane.server.embedded.triton import EmbeddedTritonError
 from inferplane.server.errors import InferplaneError
-from inferplane.server.rpc.supervisor import PortInUseError, WorkerStartError
+from inferplane.server.processes.ports import PortInUseError
+from inferplane.server.processes.supervisor import WorkerStartError
 
 __all__ = ["fail", "reported"]
 

@@ -9,8 +9,8 @@ import uvloop
 from rich.console import Console
 
 from inferplane.server.commands.failures import reported
-from inferplane.server.commands.mesh import Mesh, stop_requested
 from inferplane.server.logging import configure_logging
+from inferplane.server.processes.installation import Mesh, stop_requested
 from inferplane.server.settings import ServiceName, Settings
 from inferplane.server.settings_sources import load_settings
 

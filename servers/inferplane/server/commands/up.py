@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from inferplane.server.commands.failures import reported
-from inferplane.server.commands.mesh import Mesh, stop_requested, write_ready_file
 from inferplane.server.logging import configure_logging
+from inferplane.server.processes.installation import Mesh, stop_requested, write_ready_file
 from inferplane.server.settings import ServiceName, Settings
 from inferplane.server.settings_sources import load_settings
 

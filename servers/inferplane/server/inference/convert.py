@@ -3,8 +3,8 @@
 from tritonclient.grpc import service_pb2
 
 from inferplane.inference.v1 import deployment_pb2, inference_service_pb2, tensor_pb2
+from inferplane.server.inference.dataplane.forwarder import Prediction
 from inferplane.server.inference.deployments import Deployment
-from inferplane.server.inference.forwarder import Prediction
 from inferplane.server.inference.typed_tensors import raw_contents, typed_tensor
 from inferplane.server.names import DEPLOYMENT, VERSION
 from inferplane.server.tensors import signature_message

@@ -11,8 +11,8 @@ from inferplane.artifact.v1 import artifact_service_pb2, model_registry_service_
 from inferplane.common.v1.errors_pb2 import ErrorReason
 from inferplane.server.errors import InferplaneError
 from inferplane.server.inference.deployments import VersionInfo
-from inferplane.server.mesh.remote_errors import as_inferplane_error
 from inferplane.server.names import VERSION
+from inferplane.server.rpc.remote_errors import as_inferplane_error
 from inferplane.server.tensors import signature_from_bytes
 
 __all__ = ["ModelSource"]

@@ -10,32 +10,13 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from inferplane.server.inference.deployments import Deployment, State, VersionInfo
+from inferplane.server.inference.tables import deployment as deployment_table
 from inferplane.server.storage.pages import Page
 from inferplane.server.storage.unit_of_work import UnitOfWork
 from inferplane.server.tensors import signature_from_bytes, signature_message
 
-__all__ = ["DeploymentReader", "DeploymentRepository", "metadata"]
+__all__ = ["DeploymentReader", "DeploymentRepository"]
 
-metadata = sa.MetaData(schema="inference")
-_when = sa.DateTime(timezone=True)
-
-deployment_table = sa.Table(
-    "deployment",
-    metadata,
-    sa.Column("id", sa.Uuid, primary_key=True),
-    sa.Column("name", sa.Text, nullable=False),
-    sa.Column("model", sa.Text, nullable=False),
-    sa.Column("version", sa.Integer, nullable=False),
-    sa.Column("digest", sa.Text, nullable=False),
-    sa.Column("size", sa.BigInteger, nullable=False),
-    sa.Column("signature", sa.LargeBinary, nullable=False),
-    sa.Column("label_output", sa.Text, nullable=False),
-    sa.Column("state", sa.Text, nullable=False),
-    sa.Column("state_message", sa.Text, nullable=False),
-    sa.Column("created_at", _when, nullable=False),
-    sa.Column("creator", sa.Text, nullable=False),
-    sa.Column("deleted_at", _when),
-)
 _columns = deployment_table.c
 _live = _columns.deleted_at.is_(None)
 
@@ -73,7 +54,7 @@ class DeploymentReader:
         rows = await self._connection.execute(sa.select(deployment_table).order_by(_columns.id))
         return [_deployment(row) for row in rows]
 
-    async def forget(self, deployment_id: UUID) -> None:
+    async def delete(self, deployment_id: UUID) -> None:
         """Remove a deleted deployment's row, once Triton has forgotten it."""
         gone = sa.and_(_columns.id == deployment_id, sa.not_(_live))
         await self._connection.execute(sa.delete(deployment_table).where(gone))

@@ -1,9 +1,8 @@
 """Inference's RPCs: from message to domain call to message."""
 
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import AfterValidator, Field
 from tritonclient.grpc import service_pb2
 
 from inferplane.common.v1.access_pb2 import Permission
@@ -15,46 +14,21 @@ from inferplane.inference.v1 import (
 )
 from inferplane.inference.v1 import deployment_service_pb2 as deployment_pb
 from inferplane.inference.v1 import inference_service_pb2 as inference_pb
+from inferplane.server.access.snapshot import PolicySnapshot
 from inferplane.server.errors import InferplaneError
 from inferplane.server.inference.convert import deployment_message, infer_request, predict_response
+from inferplane.server.inference.dataplane.forwarder import Forwarder
 from inferplane.server.inference.deployments import Deployments
-from inferplane.server.inference.forwarder import Forwarder
+from inferplane.server.inference.inputs import NamedDeployment, NewDeployment, PredictInput
 from inferplane.server.inference.model_source import ModelSource
 from inferplane.server.inference.repository import DeploymentReader, DeploymentRepository
-from inferplane.server.names import ALIAS, VERSION, DeploymentId, DeploymentRef
-from inferplane.server.policy.snapshot import PolicySnapshot
 from inferplane.server.rpc.call import current_call
 from inferplane.server.rpc.mutations import Mutations
-from inferplane.server.rpc.validation import Input, parse
+from inferplane.server.rpc.validation import parse
 from inferplane.server.storage.database import Database
 from inferplane.server.storage.pages import PageTokens
 
 __all__ = ["DeploymentService", "InferenceService"]
-
-
-def _version_or_alias(name: str) -> str:
-    try:
-        VERSION.parse(name)
-    except ValueError:
-        try:
-            ALIAS.parse(name)
-        except ValueError:
-            raise ValueError(f"must have the form {VERSION.template} or {ALIAS.template}") from None
-    return name
-
-
-class NewDeployment(Input):
-    deployment_id: DeploymentId
-    model_version: Annotated[str, AfterValidator(_version_or_alias)]
-
-
-class NamedDeployment(Input):
-    name: DeploymentRef
-
-
-class PredictInput(Input):
-    deployment: DeploymentRef
-    client_request_id: Annotated[str, Field(max_length=128)]
 
 
 class InferenceService(inference_service_pb2_grpc.InferenceServiceServicer):
@@ -99,7 +73,7 @@ class DeploymentService(deployment_service_pb2_grpc.DeploymentServiceServicer):
         caller = current_call().principal.subject
 
         async def create(unit: Any) -> deployment_pb2.Deployment:
-            version = await self._source.version(new.model_version, caller)
+            version = await self._source.version(request.model_version, caller)
             store = DeploymentRepository(unit)
             return deployment_message(await self._deployments.create(store, new.deployment_id, version, caller))
 

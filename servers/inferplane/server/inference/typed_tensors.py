@@ -9,13 +9,9 @@ import numpy as np
 
 from inferplane.inference.v1.tensor_pb2 import Tensor
 from inferplane.server.errors import invalid_field
+from inferplane.server.tensors import NUMPY_TYPES
 
-__all__ = ["DTYPES", "raw_contents", "typed_tensor"]
-
-DTYPES: dict[str, str] = {
-    "BOOL": "?", "INT8": "<i1", "INT16": "<i2", "INT32": "<i4", "INT64": "<i8", "UINT8": "<u1", "UINT16": "<u2",
-    "UINT32": "<u4", "UINT64": "<u8", "FP16": "<f2", "FP32": "<f4", "FP64": "<f8",
-}  # fmt: skip
+__all__ = ["raw_contents", "typed_tensor"]
 
 _FIELDS = {
     "BOOL": "bools", "INT8": "ints", "INT16": "ints", "INT32": "ints", "INT64": "ints", "UINT8": "ints",
@@ -46,7 +42,7 @@ def raw_contents(tensor: Tensor, path: str) -> bytes:
 
 
 def _packed(values: Sequence[Any], datatype: str, path: str) -> bytes:
-    dtype = np.dtype(DTYPES[datatype])
+    dtype = np.dtype(NUMPY_TYPES[datatype])
     if dtype.kind in "iu":
         bounds = np.iinfo(dtype)
         if any(not bounds.min <= value <= bounds.max for value in values):
@@ -64,7 +60,7 @@ def typed_tensor(name: str, datatype: str, shape: Sequence[int], raw: bytes) -> 
         except UnicodeDecodeError:
             tensor.raw = raw
     else:
-        getattr(tensor, _FIELDS[datatype]).values.extend(np.frombuffer(raw, DTYPES[datatype]).tolist())
+        getattr(tensor, _FIELDS[datatype]).values.extend(np.frombuffer(raw, NUMPY_TYPES[datatype]).tolist())
     return tensor
 
 

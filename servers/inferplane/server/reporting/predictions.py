@@ -4,14 +4,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
-__all__ = ["MAX_LABELS", "MAX_LABEL_LENGTH", "MAX_RECORDS", "Prediction", "TimeSpan"]
+__all__ = ["MAX_RECORDS", "Prediction", "TimeSpan"]
 
 MAX_RECORDS = 2000
 """Most records of one batch."""
-MAX_LABELS = 10_000
-"""Most rows of one prediction."""
-MAX_LABEL_LENGTH = 256
-"""Most characters of one label."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,41 +13,14 @@ from inferplane.server.reporting.feedback import Labels, Target
 from inferplane.server.reporting.metrics import VersionMetrics
 from inferplane.server.reporting.predictions import Prediction, TimeSpan
 from inferplane.server.reporting.quality import VersionQuality
+from inferplane.server.reporting.tables import feedback, prediction
 from inferplane.server.storage.unit_of_work import UnitOfWork
 
-__all__ = ["FeedbackRepository", "PredictionRepository", "ReportReader", "metadata"]
+__all__ = ["FeedbackRepository", "PredictionRepository", "ReportReader"]
 
-metadata = sa.MetaData(schema="reporting")
 _when = sa.DateTime(timezone=True)
 _texts = postgresql.ARRAY(sa.Text)
 _uuids = postgresql.ARRAY(sa.Uuid)
-
-prediction = sa.Table(
-    "prediction",
-    metadata,
-    sa.Column("id", sa.Uuid, primary_key=True),
-    sa.Column("client_request_id", sa.Text, nullable=False),
-    sa.Column("caller", sa.Text, nullable=False),
-    sa.Column("deployment", sa.Text, nullable=False),
-    sa.Column("model", sa.Text, nullable=False),
-    sa.Column("version", sa.Integer, nullable=False),
-    sa.Column("digest", sa.Text, nullable=False),
-    sa.Column("requested_at", _when, nullable=False),
-    sa.Column("latency_us", sa.BigInteger, nullable=False),
-    sa.Column("status_code", sa.Integer, nullable=False),
-    sa.Column("predicted_labels", _texts, nullable=False),
-    sa.Column("row_count", sa.Integer, sa.Computed("cardinality(predicted_labels)"), nullable=False),
-)
-feedback = sa.Table(
-    "feedback",
-    metadata,
-    sa.Column("prediction_id", sa.ForeignKey(prediction.c.id, ondelete="CASCADE"), primary_key=True),
-    sa.Column("labels", _texts, nullable=False),
-    sa.Column("correct_count", sa.Integer, nullable=False),
-    sa.Column("submitted_at", _when, nullable=False),
-    sa.Column("submitter", sa.Text, nullable=False),
-)
-
 _succeeded = prediction.c.status_code == 0
 _stored = [column for column in prediction.c if column.computed is None]
 

@@ -6,15 +6,8 @@ from typing import Any
 from inferplane.reporting.v1 import reporting_service_pb2 as pb
 from inferplane.reporting.v1 import reporting_service_pb2_grpc
 from inferplane.server.reporting import feedback, metrics
-from inferplane.server.reporting.convert import (
-    answers_of,
-    deployment_of,
-    metrics_message,
-    model_of,
-    predictions_of,
-    quality_message,
-    span_of,
-)
+from inferplane.server.reporting.convert import metrics_message, quality_message
+from inferplane.server.reporting.inputs import answers_of, deployment_of, model_of, predictions_of, span_of
 from inferplane.server.reporting.repository import FeedbackRepository, PredictionRepository, ReportReader
 from inferplane.server.rpc.call import current_call
 from inferplane.server.storage.database import Database

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import grpc
 from google.protobuf.message import Message
 
-from inferplane.server.identity import ANONYMOUS, Principal
+from inferplane.server.access.principal import ANONYMOUS, Principal
 from inferplane.server.ids import uuid7
 from inferplane.server.rpc.methods import Method
 from inferplane.server.storage.audit import Actor

@@ -40,7 +40,7 @@ def channel_arguments(settings: Settings, max_message_size: int) -> list[tuple[s
     ]
 
 
-class _Recorder:
+class _HandlerCollector:
     """Stands in for the server in generated `add_…Servicer_to_server` functions, to get at their handlers."""
 
     def __init__(self) -> None:
@@ -66,9 +66,9 @@ class RpcServer:
 
     def add_service(self, register: Callable[[Any, Any], None], servicer: object, needs: tuple[str, ...]) -> None:
         """Register a servicer by its generated function; `needs` names what its health depends on."""
-        recorder = _Recorder()
-        register(servicer, recorder)
-        for service, handlers in recorder.handlers.items():
+        collector = _HandlerCollector()
+        register(servicer, collector)
+        for service, handlers in collector.handlers.items():
             self.add_handlers(service, handlers, needs)
 
     def add_handlers(
@@ -109,10 +109,10 @@ class RpcServer:
     def _add_standard_services(self) -> None:
         names = [*self._services, health.SERVICE, REFLECTION_V1, reflection.SERVICE_NAME]
         servicer = reflection.aio.ReflectionServicer(names, pool=LayeredPool())
-        recorder = _Recorder()
+        collector = _HandlerCollector()
         register: Callable[[Any, Any], None] = reflection_pb2_grpc.add_ServerReflectionServicer_to_server
-        register(servicer, recorder)
-        (handlers,) = recorder.handlers.values()
+        register(servicer, collector)
+        (handlers,) = collector.handlers.values()
         standard = {
             health.SERVICE: health.health_handlers(self.health),
             REFLECTION_V1: handlers,

@@ -10,13 +10,12 @@ The order, outermost first, and why:
 6. `authorization` - needs the principal, and checks each message of a stream.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry
 
-from inferplane.server.policy.snapshot import PolicySnapshot
-from inferplane.server.rpc.interceptors.authentication import TokenVerifier, authentication
+from inferplane.server.access.admission import Admission
+from inferplane.server.rpc.interceptors.authentication import authentication
 from inferplane.server.rpc.interceptors.authorization import authorization
 from inferplane.server.rpc.interceptors.deadlines import DeadlinePolicy
 from inferplane.server.rpc.interceptors.error_translation import error_translation
@@ -31,8 +30,7 @@ __all__ = ["Guards", "interceptors"]
 class Guards:
     """What the interceptors need from the composition root."""
 
-    verifier: TokenVerifier
-    policy: Callable[[], PolicySnapshot]
+    admission: Admission
     deadlines: DeadlinePolicy
     registry: CollectorRegistry
 
@@ -44,6 +42,6 @@ def interceptors(guards: Guards) -> tuple[Interceptor, ...]:
         Observation(guards.registry),
         error_translation,
         guards.deadlines,
-        authentication(guards.verifier),
-        authorization(guards.policy),
+        authentication(guards.admission),
+        authorization(guards.admission),
     )

@@ -1,32 +1,24 @@
 """Enforces the rule that the contract states for the method, on every message."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from google.protobuf.message import Message
 
-from inferplane.common.v1.access_pb2 import Permission, PermissionRule
+from inferplane.common.v1.access_pb2 import PermissionRule
 from inferplane.common.v1.errors_pb2 import ErrorReason
+from inferplane.server.access.admission import Admission, denied
+from inferplane.server.access.principal import Principal
+from inferplane.server.access.snapshot import INSTALLATION
 from inferplane.server.errors import InferplaneError, invalid_field
-from inferplane.server.identity import Principal
 from inferplane.server.names import subject_of
-from inferplane.server.policy.snapshot import INSTALLATION, PolicySnapshot
 from inferplane.server.rpc.call import Call
 from inferplane.server.rpc.pipeline import Interceptor
 
-__all__ = ["authorization", "denied"]
+__all__ = ["authorization"]
 
 
-def denied(permission: Permission.ValueType, name: str) -> InferplaneError:
-    """PERMISSION_DENIED that says what to ask an administrator for."""
-    return InferplaneError(
-        ErrorReason.ERROR_REASON_PERMISSION_DENIED,
-        permission=Permission.Name(permission).removeprefix("PERMISSION_"),
-        resource=name,
-    )
-
-
-def authorization(policy: Callable[[], PolicySnapshot]) -> Interceptor:
+def authorization(admission: Admission) -> Interceptor:
     """An interceptor that refuses what no rule and no grant allows."""
 
     @asynccontextmanager
@@ -38,7 +30,7 @@ def authorization(policy: Callable[[], PolicySnapshot]) -> Interceptor:
             case "workload" if call.principal.workload in rule.workload.services:
                 pass
             case "permission":
-                _authorize_permission(call, rule.permission, policy)
+                _authorize_permission(call, rule.permission, admission)
             case _:
                 raise InferplaneError(ErrorReason.ERROR_REASON_PERMISSION_DENIED)
         yield
@@ -49,18 +41,15 @@ def authorization(policy: Callable[[], PolicySnapshot]) -> Interceptor:
     return intercept
 
 
-def _authorize_permission(call: Call, rule: PermissionRule, policy: Callable[[], PolicySnapshot]) -> None:
+def _authorize_permission(call: Call, rule: PermissionRule, admission: Admission) -> None:
     if call.principal.workload in rule.workloads:
         return
-    subject = call.principal.subject
-    if not policy().allows_somewhere(subject, rule.permission):
-        raise denied(rule.permission, INSTALLATION)
+    admission.authorize_somewhere(call.principal, rule.permission)
     match rule.WhichOneof("target"):
         case "installation":
-            if not policy().allows(subject, rule.permission, INSTALLATION):
-                raise denied(rule.permission, INSTALLATION)
+            admission.authorize(call.principal, rule.permission, INSTALLATION)
         case "fields":
-            call.checks.append(_FieldsCheck(call.principal, rule, policy))
+            call.checks.append(_FieldsCheck(call.principal, rule, admission))
         case "filtered":
             pass
         case _:
@@ -74,10 +63,10 @@ class _FieldsCheck:
     again each time, so a revoked grant ends a running stream.
     """
 
-    def __init__(self, principal: Principal, rule: PermissionRule, policy: Callable[[], PolicySnapshot]) -> None:
+    def __init__(self, principal: Principal, rule: PermissionRule, admission: Admission) -> None:
         self._principal = principal
         self._rule = rule
-        self._policy = policy
+        self._admission = admission
         self._seen: dict[str, str] = {}
 
     def __call__(self, message: Message) -> None:
@@ -87,6 +76,5 @@ class _FieldsCheck:
                 name = subject_of(value)
             except ValueError as error:
                 raise invalid_field(path, str(error)) from None
-            if not self._policy().allows(self._principal.subject, self._rule.permission, name):
-                raise denied(self._rule.permission, name)
+            self._admission.authorize(self._principal, self._rule.permission, name)
             self._seen[path] = value

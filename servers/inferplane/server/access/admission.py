@@ -1,0 +1,46 @@
+"""Who calls, and whether they may: asked in one way by the pipeline, by the data plane and for gateways."""
+
+from collections.abc import Callable, Iterable
+
+from inferplane.common.v1.access_pb2 import Permission
+from inferplane.common.v1.errors_pb2 import ErrorReason
+from inferplane.server.access.credentials import bearer_token
+from inferplane.server.access.principal import Principal
+from inferplane.server.access.snapshot import PolicySnapshot
+from inferplane.server.errors import InferplaneError
+from inferplane.server.identity.verification import Verifier
+
+__all__ = ["Admission", "denied"]
+
+Metadata = Iterable[tuple[str, str | bytes]]
+
+
+def denied(permission: Permission.ValueType, name: str) -> InferplaneError:
+    """PERMISSION_DENIED that says what to ask an administrator for."""
+    return InferplaneError(
+        ErrorReason.ERROR_REASON_PERMISSION_DENIED,
+        permission=Permission.Name(permission).removeprefix("PERMISSION_"),
+        resource=name,
+    )
+
+
+class Admission:
+    """Verifies credentials and asks the policy. `policy` gives the snapshot to decide by, or raises POLICY_STALE."""
+
+    def __init__(self, verifier: Verifier, policy: Callable[[], PolicySnapshot]) -> None:
+        self._verifier = verifier
+        self.policy = policy
+
+    async def authenticate(self, metadata: Metadata) -> Principal:
+        """Who calls, by the call's metadata. Raises CREDENTIALS_MISSING, CREDENTIALS_INVALID or TOKEN_EXPIRED."""
+        return await self._verifier.verify(bearer_token(metadata))
+
+    def authorize(self, principal: Principal, permission: Permission.ValueType, name: str) -> None:
+        """Raises PERMISSION_DENIED unless a grant gives the permission on `name` (`*` for the installation)."""
+        if not self.policy().allows(principal.subject, permission, name):
+            raise denied(permission, name)
+
+    def authorize_somewhere(self, principal: Principal, permission: Permission.ValueType) -> None:
+        """Raises PERMISSION_DENIED unless a grant gives the permission on whatever names."""
+        if not self.policy().allows_somewhere(principal.subject, permission):
+            raise denied(permission, "*")

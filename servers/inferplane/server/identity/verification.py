@@ -1,0 +1,155 @@
+"""Verifies tokens offline: access tokens by Auth's published keys, workload tokens by the installation's."""
+
+import asyncio
+import base64
+import hashlib
+import json
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import structlog
+from joserfc import jwt
+from joserfc.errors import JoseError
+from joserfc.jwk import KeySet
+
+from inferplane.common.v1.errors_pb2 import ErrorReason
+from inferplane.server.access.principal import Principal
+from inferplane.server.errors import InferplaneError
+from inferplane.server.identity.workloads import LIFETIME, WORKLOAD_TOKEN_TYPE
+from inferplane.server.settings import ServiceName
+
+__all__ = ["ACCESS_TOKEN_AUDIENCE", "ACCESS_TOKEN_TYPE", "JwksCache", "Verifier"]
+
+log = structlog.get_logger()
+
+ACCESS_TOKEN_TYPE = "at+jwt"  # noqa: S105 - a media type
+ACCESS_TOKEN_AUDIENCE = "inferplane"  # noqa: S105 - an audience
+ISSUER = "inferplane"
+LEEWAY = 5
+REFETCH_INTERVAL = 2.0
+CACHE_SIZE = 10_000
+
+
+class JwksCache:
+    """Auth's public keys, fetched when first needed and when an unknown key id turns up, at most every 2 s."""
+
+    def __init__(self, fetch: Callable[[], Awaitable[str]]) -> None:
+        self._fetch = fetch
+        self._keys: dict[str, Any] = {}
+        self._fetched_at = float("-inf")
+        self._lock = asyncio.Lock()
+
+    def fetch_from(self, fetch: Callable[[], Awaitable[str]]) -> None:
+        """Get them from elsewhere from now on: Auth has its own."""
+        self._fetch = fetch
+
+    async def key(self, kid: str) -> Any:
+        """The key of that id, or None; DEPENDENCY_UNAVAILABLE if there are no keys and none can be had."""
+        if kid not in self._keys:
+            async with self._lock:
+                if kid not in self._keys and time.monotonic() - self._fetched_at > REFETCH_INTERVAL:
+                    await self._refresh()
+        return self._keys.get(kid)
+
+    async def _refresh(self) -> None:
+        try:
+            keys = KeySet.import_key_set(json.loads(await self._fetch()))
+        except Exception as error:
+            log.warning("jwks_fetch_failed", error=type(error).__name__)
+            if self._keys:
+                return
+            raise InferplaneError(
+                ErrorReason.ERROR_REASON_DEPENDENCY_UNAVAILABLE, retry_after=1.0, dependency="auth"
+            ) from error
+        self._keys = {str(key.kid): key for key in keys.keys}
+        self._fetched_at = time.monotonic()
+
+
+class Verifier:
+    """Verifies access tokens and workload tokens. Those that were good are remembered until they expire."""
+
+    def __init__(self, jwks: JwksCache, workloads: KeySet, service: ServiceName) -> None:
+        self._jwks = jwks
+        self._workloads = {str(key.kid): key for key in workloads.keys}
+        self._audience = f"workloads/{service}"
+        self._known: dict[bytes, tuple[Principal, float]] = {}
+
+    def remembered(self, token: str) -> Principal | None:
+        """The principal of a token that was verified before and is still good."""
+        found = self._known.get(hashlib.sha256(token.encode()).digest())
+        return found[0] if found is not None and time.time() < found[1] else None
+
+    async def verify(self, token: str) -> Principal:
+        """The principal that `token` proves; raises CREDENTIALS_INVALID or TOKEN_EXPIRED."""
+        if (principal := self.remembered(token)) is not None:
+            return principal
+        header = _header(token)
+        kid = str(header.get("kid", ""))
+        if header.get("typ") == WORKLOAD_TOKEN_TYPE:
+            claims = await _claims(token, self._workloads.get(kid))
+            principal, expires = self._workload(claims, kid)
+        elif header.get("typ") == ACCESS_TOKEN_TYPE:
+            claims = await _claims(token, await self._jwks.key(kid))
+            principal, expires = _access(claims)
+        else:
+            raise _invalid("wrong token type")
+        if len(self._known) >= CACHE_SIZE:
+            self._known.clear()
+        self._known[hashlib.sha256(token.encode()).digest()] = (principal, expires)
+        return principal
+
+    def _workload(self, claims: dict[str, Any], kid: str) -> tuple[Principal, float]:
+        expires = _check_times(claims)
+        if claims.get("aud") != self._audience:
+            raise _invalid("wrong audience")
+        if claims.get("sub") != kid or claims.get("iss") != kid or expires - claims.get("iat", 0) > LIFETIME:
+            raise _invalid("wrong claims")
+        return Principal(kid, on_behalf_of=str(claims.get("on_behalf_of", ""))), expires
+
+
+def _invalid(detail: str) -> InferplaneError:
+    return InferplaneError(ErrorReason.ERROR_REASON_CREDENTIALS_INVALID, detail=detail)
+
+
+def _header(token: str) -> dict[str, Any]:
+    try:
+        first = token.split(".", 1)[0]
+        header = json.loads(base64.urlsafe_b64decode(first + "=" * (-len(first) % 4)))
+    except (ValueError, RecursionError):
+        header = None
+    if not isinstance(header, dict) or header.get("alg") != "ES256":
+        raise _invalid("not a token of ours")
+    return header
+
+
+async def _claims(token: str, key: Any) -> dict[str, Any]:
+    if key is None:
+        raise _invalid("unknown key")
+    try:
+        # Off the loop: a flood of forged tokens must not stall everybody else.
+        decoded = await asyncio.to_thread(jwt.decode, token, key, ["ES256"])
+    except (JoseError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise _invalid("the signature does not verify") from error
+    return decoded.claims
+
+
+def _check_times(claims: dict[str, Any]) -> float:
+    expires, issued = claims.get("exp"), claims.get("iat")
+    if not isinstance(expires, int | float) or not isinstance(issued, int | float) or issued > time.time() + LEEWAY:
+        raise _invalid("wrong times")
+    if expires <= time.time():
+        raise InferplaneError(ErrorReason.ERROR_REASON_TOKEN_EXPIRED)
+    return float(expires)
+
+
+def _access(claims: dict[str, Any]) -> tuple[Principal, float]:
+    expires = _check_times(claims)
+    if claims.get("aud") != ACCESS_TOKEN_AUDIENCE:
+        raise _invalid("wrong audience")
+    subject, session = claims.get("sub"), claims.get("sid")
+    if claims.get("iss") != ISSUER or not isinstance(subject, str) or not isinstance(session, str):
+        raise _invalid("wrong claims")
+    if not subject.startswith("users/"):
+        raise _invalid("wrong subject")
+    return Principal(subject, session), expires

@@ -1,0 +1,86 @@
+"""Puts the inference service together."""
+
+from inferplane.artifact.v1 import artifact_service_pb2_grpc, model_registry_service_pb2_grpc
+from inferplane.inference.v1 import deployment_service_pb2_grpc, inference_service_pb2_grpc
+from inferplane.reporting.v1 import reporting_service_pb2_grpc
+from inferplane.server.bootstrap import DATABASE, Core
+from inferplane.server.inference.dataplane.forwarder import Forwarder
+from inferplane.server.inference.dataplane.open_inference import fused_handlers, governed_handlers
+from inferplane.server.inference.deployments import Deployments
+from inferplane.server.inference.model_source import ModelSource
+from inferplane.server.inference.reconcile.loader import TritonModels
+from inferplane.server.inference.reconcile.reconciler import Reconciler
+from inferplane.server.inference.records.recorder import Recorder, ReportingSink
+from inferplane.server.inference.service import DeploymentService, InferenceService
+from inferplane.server.inference.triton_link import SERVICE, TritonLink
+from inferplane.server.inference.triton_monitor import TritonMonitor
+from inferplane.server.settings import ServiceName
+
+__all__ = ["compose"]
+
+TRITON = "triton"
+
+
+async def compose(core: Core) -> None:
+    """Register the data plane, InferenceService and DeploymentService, and start what goes on beside them."""
+    link = _triton_link(core)
+    source = _model_source(core)
+    records = _recorder(core)
+    _reconcile(core, link, source)
+    _watch_triton(core, link)
+    forward = Forwarder(link, core.policy.current, records, core.settings.unary_deadline)
+    fused = fused_handlers(forward, core.admission, core.server.calls, core.deadlines)
+    # The main service first: the server as a whole serves as long as it does, with or without the database.
+    core.server.add_handlers(SERVICE, governed_handlers(link, core.policy.current), (TRITON,), fused=fused)
+    add_typed = inference_service_pb2_grpc.add_InferenceServiceServicer_to_server
+    core.server.add_service(add_typed, InferenceService(forward), (TRITON,))
+    add_deployments = deployment_service_pb2_grpc.add_DeploymentServiceServicer_to_server
+    deployments = DeploymentService(
+        Deployments(), source, core.mutations, core.database, core.pages, core.policy.current
+    )
+    core.server.add_service(add_deployments, deployments, (DATABASE,))
+
+
+def _triton_link(core: Core) -> TritonLink:
+    settings = core.settings
+    if settings.triton_endpoint is None:
+        raise ValueError("no Triton: set INFERPLANE_TRITON_ENDPOINT, or let `inferplane up` start its own")
+    secret = settings.triton_header_value.get_secret_value()
+    header = (settings.triton_header_name, secret) if settings.triton_header_name else None
+    link = TritonLink(settings.triton_endpoint, header, settings.max_tensor_message_size)
+    core.stack.push_async_callback(link.channel.close)
+    return link
+
+
+def _model_source(core: Core) -> ModelSource:
+    channel = core.channel(ServiceName.ARTIFACT)
+    return ModelSource(
+        model_registry_service_pb2_grpc.ModelRegistryServiceStub(channel),
+        artifact_service_pb2_grpc.ArtifactServiceStub(channel),
+        lambda caller: core.signer.metadata(ServiceName.ARTIFACT, caller),
+    )
+
+
+def _recorder(core: Core) -> Recorder:
+    stub = reporting_service_pb2_grpc.ReportingServiceStub(core.channel(ServiceName.REPORTING))
+    records = Recorder(ReportingSink(stub, lambda: core.signer.metadata(ServiceName.REPORTING)), core.registry)
+    core.stack.push_async_callback(records.flush)
+    core.tasks.start("recorder", records.run)
+    return records
+
+
+def _reconcile(core: Core, link: TritonLink, source: ModelSource) -> None:
+    loader = TritonModels(link.stub, metadata=link.metadata)
+    reconciler = Reconciler(core.policy.connect, core.database, core.units_of_work, link, loader, source)
+    core.policy.on_refresh(reconciler.wake)
+    core.tasks.start("reconciler", reconciler.run)
+
+
+def _watch_triton(core: Core, link: TritonLink) -> None:
+    monitor = TritonMonitor(
+        link,
+        lambda: [(route.deployment, route.version) for route in core.policy.snapshot.routes.values() if route.ready],
+        lambda up: core.server.health.report(TRITON, up),
+    )
+    core.tasks.start("triton_monitor", monitor.run)
+    core.tasks.start("triton_connection", monitor.watch_connection)

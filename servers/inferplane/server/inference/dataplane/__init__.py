@@ -1,0 +1,1 @@
+"""Predictions on their way: from a caller's bytes to Triton's and back."""

@@ -1,0 +1,1 @@
+"""Model formats: what Triton needs to serve each."""

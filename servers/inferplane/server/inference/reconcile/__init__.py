@@ -1,0 +1,1 @@
+"""Brings Triton to what the tables say."""

@@ -1,0 +1,1 @@
+"""What a prediction leaves behind: notes taken while a call ends, and their delivery to Reporting."""

@@ -1,0 +1,26 @@
+"""Inference's tables."""
+
+import sqlalchemy as sa
+
+__all__ = ["deployment", "metadata"]
+
+metadata = sa.MetaData(schema="inference")
+_when = sa.DateTime(timezone=True)
+
+deployment = sa.Table(
+    "deployment",
+    metadata,
+    sa.Column("id", sa.Uuid, primary_key=True),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("model", sa.Text, nullable=False),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("digest", sa.Text, nullable=False),
+    sa.Column("size", sa.BigInteger, nullable=False),
+    sa.Column("signature", sa.LargeBinary, nullable=False),
+    sa.Column("label_output", sa.Text, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("state_message", sa.Text, nullable=False),
+    sa.Column("created_at", _when, nullable=False),
+    sa.Column("creator", sa.Text, nullable=False),
+    sa.Column("deleted_at", _when),
+)

@@ -1,0 +1,93 @@
+"""Real worker processes under a supervisor."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from inferplane.auth.v1 import auth_service_pb2 as pb
+from inferplane.auth.v1.auth_service_pb2_grpc import AuthServiceStub
+from inferplane.server.processes.ports import PortInUseError, ReservedPort
+from inferplane.server.processes.protocol import Job
+from inferplane.server.processes.supervisor import Supervisor, WorkerStartError
+from inferplane.server.settings import Settings
+from tests.support.http import get
+from tests.support.mesh import until
+
+
+@asynccontextmanager
+async def supervised(settings: Settings, workers: int, log: Path) -> AsyncIterator[tuple[Supervisor, str]]:
+    with closing(ReservedPort("127.0.0.1", 0)) as reserved:
+        jobs = [Job("auth", settings.to_worker(), reserved.port, 0) for _ in range(workers)]
+        supervisor = Supervisor(jobs, settings.drain_grace, log)
+        await supervisor.start()
+        try:
+            yield supervisor, f"127.0.0.1:{reserved.port}"
+        finally:
+            await supervisor.stop()
+
+
+async def answers(address: str) -> bool:
+    """Whether a new connection gets an answer: each is given to one of the workers."""
+    async with grpc.aio.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+        await AuthServiceStub(channel).GetJwks(pb.GetJwksRequest(), timeout=10)
+    return True
+
+
+def pids(supervisor: Supervisor) -> list[int]:
+    return [worker.process.pid for worker in supervisor.workers if worker.process]
+
+
+async def test_workers_share_a_port_and_each_has_its_own(settings: Settings, tmp_path: Path) -> None:
+    async with supervised(settings, 2, tmp_path / "log") as (supervisor, shared):
+        own = [worker.ready.own_port for worker in supervisor.workers if worker.ready]
+        assert len(set(own)) == 2
+        for address in (shared, *(f"127.0.0.1:{port}" for port in own)):
+            assert await answers(address)
+        metrics = [worker.ready.metrics_port for worker in supervisor.workers if worker.ready]
+        statuses = [await asyncio.to_thread(get, f"127.0.0.1:{port}", "/healthz") for port in metrics]
+        assert statuses == [200, 200]
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+async def test_a_dead_or_hung_worker_is_replaced_by_another(settings: Settings, tmp_path: Path, how: int) -> None:
+    async with supervised(settings, 2, tmp_path / "log") as (supervisor, shared):
+        before = pids(supervisor)
+        os.kill(before[0], how)
+        replaced: Any = supervisor.workers[0]
+        await until(lambda: replaced.process.pid != before[0] and replaced.ready, timeout=30)
+        assert pids(supervisor)[1] == before[1]
+        assert all([await answers(shared) for _ in range(20)])
+
+
+async def test_a_worker_that_cannot_start_says_why_and_where_to_read_more(settings: Settings, tmp_path: Path) -> None:
+    broken = settings.model_copy(update={"master_key_file": tmp_path / "absent"})
+    with pytest.raises(WorkerStartError, match=f"absent.*{tmp_path / 'log'}"):
+        async with supervised(broken, 1, tmp_path / "log"):
+            pass
+    assert "absent" in (tmp_path / "log").read_text()
+
+
+async def test_settings_with_secrets_are_neither_in_argv_nor_in_the_environment(
+    settings: Settings, tmp_path: Path
+) -> None:
+    assert settings.database_url is not None
+    secret = settings.database_url.get_secret_value().encode()
+    async with supervised(settings, 1, tmp_path / "log") as (supervisor, _):
+        process = Path("/proc") / str(pids(supervisor)[0])
+        assert secret not in await asyncio.to_thread((process / "cmdline").read_bytes)
+        assert secret not in await asyncio.to_thread((process / "environ").read_bytes)
+    assert secret not in (tmp_path / "log").read_bytes()
+
+
+def test_a_port_that_somebody_listens_on_is_not_shared() -> None:
+    held = ReservedPort("127.0.0.1", 0)
+    with pytest.raises(PortInUseError):
+        ReservedPort("127.0.0.1", held.port)
+    held.close()

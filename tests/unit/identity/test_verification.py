@@ -1,0 +1,56 @@
+"""Workload tokens, from signer to verifier."""
+
+from pathlib import Path
+
+import pytest
+
+from inferplane.server.access.credentials import bearer_token
+from inferplane.server.errors import InferplaneError
+from inferplane.server.identity import workloads as workload_identity
+from inferplane.server.identity.verification import JwksCache, Verifier
+from inferplane.server.identity.workloads import WorkloadSigner, load_workload_keys
+from inferplane.server.rpc.errors import reason_name
+from inferplane.server.settings import ServiceName
+
+
+async def no_keys() -> str:
+    raise ConnectionError
+
+
+@pytest.fixture
+def verifier(keys_dir: Path) -> Verifier:
+    return Verifier(JwksCache(no_keys), load_workload_keys(keys_dir), ServiceName.ARTIFACT)
+
+
+def token(keys_dir: Path, on_behalf_of: str = "") -> str:
+    signer = WorkloadSigner(keys_dir, ServiceName.INFERENCE)
+    return bearer_token(signer.metadata(ServiceName.ARTIFACT, on_behalf_of))
+
+
+async def test_the_original_caller_travels_along(verifier: Verifier, keys_dir: Path) -> None:
+    principal = await verifier.verify(token(keys_dir, "users/alice"))
+    assert (principal.workload, principal.on_behalf_of) == ("inference", "users/alice")
+
+
+async def test_a_workload_token_of_longer_life_is_refused(
+    verifier: Verifier, keys_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workload_identity, "LIFETIME", 3600)
+    with pytest.raises(InferplaneError) as refused:
+        await verifier.verify(token(keys_dir))
+    assert reason_name(refused.value.reason) == "CREDENTIALS_INVALID"
+
+
+async def test_without_auths_keys_access_tokens_wait_and_workload_tokens_do_not(
+    verifier: Verifier, keys_dir: Path
+) -> None:
+    await verifier.verify(token(keys_dir))
+    access = "eyJ0eXAiOiJhdCtqd3QiLCJhbGciOiJFUzI1NiIsImtpZCI6ImsifQ.e30.x"
+    with pytest.raises(InferplaneError) as waiting:
+        await verifier.verify(access)
+    assert reason_name(waiting.value.reason) == "DEPENDENCY_UNAVAILABLE"
+
+
+def test_no_private_key_is_among_the_public_ones(keys_dir: Path) -> None:
+    assert '"d"' not in (keys_dir / "workloads.jwks").read_text()
+    assert {path.stat().st_mode & 0o777 for path in keys_dir.iterdir()} == {0o600}
