@@ -9,7 +9,7 @@ from tritonclient.grpc import service_pb2
 
 from inferplane.reporting.v1.prediction_pb2 import PredictionRecord
 from inferplane.server.access.principal import Principal
-from inferplane.server.access.snapshot import GrantRow, Route, compile_snapshot
+from inferplane.server.access.snapshot import GrantRow, Route, Target, compile_snapshot
 from inferplane.server.errors import InferplaneError
 from inferplane.server.inference.dataplane.forwarder import Forwarder
 from inferplane.server.inference.records.recorder import Recorder
@@ -41,7 +41,7 @@ class Sink:
 
 
 def forwarder(*, ready: bool) -> tuple[Forwarder, Recorder, Sink]:
-    route = Route("m", "m", 1, "sha256:" + "0" * 64, SIGNATURE, "", ready)
+    route = Route("m", Target("m", 1, "sha256:" + "0" * 64, SIGNATURE, ""), ready)
     snapshot = compile_snapshot(1, [GrantRow(ALICE.subject, "caller", "*")], [route])
     sink = Sink()
     recorder = Recorder(sink, CollectorRegistry())

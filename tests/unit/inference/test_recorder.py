@@ -3,11 +3,11 @@
 from prometheus_client import CollectorRegistry
 
 from inferplane.reporting.v1.prediction_pb2 import PredictionRecord
-from inferplane.server.access.snapshot import Route
+from inferplane.server.access.snapshot import Route, Target
 from inferplane.server.inference.records.recorder import BATCH, Noted, Recorder, RefusedError
 from inferplane.server.tensors import Signature
 
-ROUTE = Route("d", "m", 1, "sha256:" + "0" * 64, Signature((), ()), "", True)
+ROUTE = Route("d", Target("m", 1, "sha256:" + "0" * 64, Signature((), ()), ""), ready=True)
 
 
 def noted(number: int, **changes: str) -> Noted:

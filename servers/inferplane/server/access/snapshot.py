@@ -9,7 +9,7 @@ from inferplane.common.v1.access_pb2 import Permission
 from inferplane.server.access.roles import ROLE_PERMISSIONS
 from inferplane.server.tensors import Signature
 
-__all__ = ["EMPTY", "GrantRow", "PolicySnapshot", "Route", "compile_snapshot"]
+__all__ = ["EMPTY", "GrantRow", "PolicySnapshot", "Route", "Target", "compile_snapshot"]
 
 INSTALLATION = "*"
 """The scope that covers everything, asked for where a permission is about the installation itself."""
@@ -25,20 +25,33 @@ class GrantRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Route:
-    """One row of the view `policy.routes`: what a deployment's name leads to.
+class Target:
+    """A version that a deployment answers with. `signature` is what callers must send; `label_output` is the output
+    from which predicted classes are recorded, or empty."""
 
-    `signature` is what callers must send; `label_output` is the output from which predicted classes are recorded,
-    or empty.
-    """
-
-    deployment: str
     model: str
     version: int
     digest: str
     signature: Signature
     label_output: str
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """What a deployment's name leads to.
+
+    Requests are checked against `target`. While it is replaced, answers of `incoming`, another version of the same
+    model, may already arrive.
+    """
+
+    deployment: str
+    target: Target
     ready: bool
+    incoming: Target | None = None
+
+    def answered_by(self, version: int) -> Target | None:
+        """The target of that version; None if this deployment has none."""
+        return next((t for t in (self.target, self.incoming) if t is not None and t.version == version), None)
 
 
 @lru_cache(maxsize=4096)

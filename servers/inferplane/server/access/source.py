@@ -10,7 +10,7 @@ import structlog
 from sqlalchemy import URL
 
 from inferplane.common.v1.errors_pb2 import ErrorReason
-from inferplane.server.access.snapshot import EMPTY, GrantRow, PolicySnapshot, Route, compile_snapshot
+from inferplane.server.access.snapshot import EMPTY, GrantRow, PolicySnapshot, Route, Target, compile_snapshot
 from inferplane.server.errors import InferplaneError
 from inferplane.server.storage.database import asyncpg_dsn
 from inferplane.server.tensors import signature_from_bytes
@@ -24,7 +24,9 @@ ANSWER_TIMEOUT = 2.0
 
 
 def _route(row: asyncpg.Record) -> Route:
-    return Route(**{**row, "signature": signature_from_bytes(row["signature"])})
+    signature = signature_from_bytes(row["signature"])
+    target = Target(row["model"], row["version"], row["digest"], signature, row["label_output"])
+    return Route(row["deployment"], target, row["ready"])
 
 
 class PolicySource:
@@ -103,7 +105,9 @@ class PolicySource:
             async with connection.transaction(isolation="repeatable_read", readonly=True):
                 revision = await connection.fetchval("SELECT revision FROM policy.revision")
                 grants = await connection.fetch("SELECT subject, role, scope FROM policy.grants")
-                routes = await connection.fetch("SELECT * FROM policy.routes")
+                routes = await connection.fetch(
+                    "SELECT deployment, model, version, digest, signature, label_output, ready FROM policy.routes"
+                )
             self.snapshot = compile_snapshot(
                 revision, (GrantRow(**dict(row)) for row in grants), (_route(row) for row in routes)
             )

@@ -79,7 +79,9 @@ def _reconcile(core: Core, link: TritonLink, source: ModelSource) -> None:
 def _watch_triton(core: Core, link: TritonLink) -> None:
     monitor = TritonMonitor(
         link,
-        lambda: [(route.deployment, route.version) for route in core.policy.snapshot.routes.values() if route.ready],
+        lambda: [
+            (route.deployment, route.target.version) for route in core.policy.snapshot.routes.values() if route.ready
+        ],
         lambda up: core.server.health.report(TRITON, up),
     )
     core.tasks.start("triton_monitor", monitor.run)

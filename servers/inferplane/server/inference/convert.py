@@ -52,10 +52,10 @@ def predict_response(
         else tensor_pb2.Tensor(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape, raw=raw)
         for tensor, raw in zip(response.outputs, response.raw_output_contents, strict=True)
     ]
-    route = prediction.route
+    target = prediction.route.target
     return inference_service_pb2.PredictResponse(
         prediction_id=prediction.id,
-        model_version=VERSION.format(route.model, route.version),
-        digest=route.digest,
+        model_version=VERSION.format(target.model, target.version),
+        digest=target.digest,
         outputs=outputs,
     )

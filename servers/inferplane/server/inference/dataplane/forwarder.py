@@ -73,10 +73,10 @@ class Forwarder:
         prediction = Prediction(prediction_id, principal.subject, request, route)
         if not route.ready:
             self._fail(prediction, InferplaneError(ErrorReason.ERROR_REASON_DEPLOYMENT_NOT_READY, retry_after=1.0))
-        if request.head.model_version not in ("", str(route.version)):
+        if request.head.model_version not in ("", str(route.target.version)):
             self._fail(prediction, InferplaneError(ErrorReason.ERROR_REASON_MODEL_VERSION_NOT_FOUND, deployment=name))
         try:
-            check_inputs(request, route.signature)
+            check_inputs(request, route.target.signature)
         except InferplaneError as error:
             self._fail(prediction, error)
         return prediction
@@ -149,7 +149,7 @@ class Forwarder:
                 prediction.arrived_ns,
                 time.monotonic_ns() - prediction.started_ns,
                 code.value[0],
-                answer if route.label_output else b"",
+                answer if route.target.label_output else b"",
             )
         )
 

@@ -167,8 +167,8 @@ def _record(noted: Noted) -> PredictionRecord:
         client_request_id=noted.client_request_id,
         caller=noted.caller,
         deployment=f"deployments/{route.deployment}",
-        model_version=f"models/{route.model}/versions/{route.version}",
-        digest=route.digest,
+        model_version=f"models/{route.target.model}/versions/{route.target.version}",
+        digest=route.target.digest,
         request_time=arrived,
         latency=latency,
         status_code=noted.status_code,
@@ -177,10 +177,10 @@ def _record(noted: Noted) -> PredictionRecord:
 
 
 def _labels(noted: Noted) -> list[str]:
-    if not noted.answer or not noted.route.label_output:
+    if not noted.answer or not noted.route.target.label_output:
         return []
     try:
-        return predicted_labels(noted.answer, noted.route.label_output)
+        return predicted_labels(noted.answer, noted.route.target.label_output)
     except Exception as error:  # noqa: BLE001 - an odd answer must not hold up the others' records
         log.warning("labels_unreadable", deployment=noted.route.deployment, error=type(error).__name__)
         return []
