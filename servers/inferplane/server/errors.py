@@ -6,6 +6,9 @@ from inferplane.common.v1.errors_pb2 import ErrorReason
 
 __all__ = ["FieldViolation", "InferplaneError", "invalid_field"]
 
+OVERLOAD_PAUSE = 0.5
+"""Seconds after which a call that there was no room for may be tried again."""
+
 FieldViolation = tuple[str, str]
 """A field's path in the request, and what is wrong with its value."""
 
@@ -30,6 +33,11 @@ class InferplaneError(Exception):
         self.violations = violations
         self.retry_after = retry_after
         self.metadata: Mapping[str, str] = metadata
+
+    @classmethod
+    def overloaded(cls, detail: str) -> "InferplaneError":
+        """OVERLOADED: there is no room for this now, and it may be tried again soon."""
+        return cls(ErrorReason.ERROR_REASON_OVERLOADED, retry_after=OVERLOAD_PAUSE, detail=detail)
 
 
 def invalid_field(path: str, problem: str) -> InferplaneError:

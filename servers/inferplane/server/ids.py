@@ -1,11 +1,12 @@
 """Identifiers and clocks: UUIDv7 for ids, aware UTC for records."""
 
+import os
 import secrets
 import time
 from datetime import UTC, datetime
 from uuid import UUID
 
-__all__ = ["now", "uuid7"]
+__all__ = ["now", "uuid7", "uuid7_text"]
 
 
 def uuid7() -> UUID:
@@ -14,6 +15,13 @@ def uuid7() -> UUID:
     random = secrets.randbits(74)
     value = milliseconds << 80 | 0x7 << 76 | (random >> 62) << 64 | 0b10 << 62 | random & ((1 << 62) - 1)
     return UUID(int=value)
+
+
+def uuid7_text() -> str:
+    """The text of a new `uuid7`, for where one is needed for each call."""
+    time_digits, random = f"{time.time_ns() // 1_000_000:012x}", os.urandom(10).hex()
+    variant = "89ab"[int(random[3], 16) & 3]
+    return f"{time_digits[:8]}-{time_digits[8:]}-7{random[:3]}-{variant}{random[4:7]}-{random[7:19]}"
 
 
 def now() -> datetime:

@@ -145,7 +145,8 @@ def subject_of(value: str) -> str:
 
     Raises ValueError where that is not a name that a grant could cover.
     """
-    name = value.split("/", 2)[1] if "/" in value else value
+    collection, _, rest = value.partition("/")
+    name = rest.split("/", 1)[0] if collection in ("models", "deployments") and rest else value
     if re.fullmatch(MODEL_ID, name) is None:
         raise ValueError(f"must be or contain a name that matches {MODEL_ID}")
     return name

@@ -81,7 +81,12 @@ class Settings(BaseModel):
     stream_idle_limit: Seconds = Field(60, description="How long a stream may say nothing.")
     stream_minimum_rate: float = Field(1024, ge=0, description="Bytes a second that an upload must move.")
     drain_grace: Seconds = Field(20, description="How long accepted calls may take to finish on a stop.")
-    max_connection_age: Seconds = Field(1800, description="When a client's connection is renewed.")
+    max_connection_age: Seconds = Field(1800, description="When a client's connection, or a stream, is renewed.")
+    max_connections: int = Field(2000, ge=1, description="Connections per worker process.")
+    max_streams_per_connection: int = Field(256, ge=1, description="Calls at once on one connection; more wait.")
+    slow_body_budget: int = Field(
+        512 << 20, ge=1 << 20, description="Bytes that unary requests may hold while they arrive slowly, per worker."
+    )
     max_message_size: int = Field(4 << 20, ge=1 << 16, description="Largest message of the control plane.")
     max_tensor_message_size: int = Field(64 << 20, ge=1 << 16, description="Largest message of predictions.")
     max_artifact_size: int = Field(1 << 31, ge=1, description="Largest model file.")

@@ -29,12 +29,15 @@ NUMPY_TYPES: Mapping[str, str] = {
     "FP32": "<f4",
     "FP64": "<f8",
 }
-"""How numpy calls each datatype's elements in raw contents; BYTES is not among them, its elements differ in size."""
+"""How numpy calls each datatype's elements in raw contents. It has no BF16, and elements of BYTES differ in size."""
 
-ITEM_SIZES: Mapping[str, int] = {name: 1 if dtype == "?" else int(dtype[-1]) for name, dtype in NUMPY_TYPES.items()}
-"""Bytes of one element."""
+ITEM_SIZES: Mapping[str, int] = {
+    **{name: 1 if dtype == "?" else int(dtype[-1]) for name, dtype in NUMPY_TYPES.items()},
+    "BF16": 2,
+}
+"""Bytes of one element; BYTES has elements of any size."""
 
-DATATYPES = frozenset({*NUMPY_TYPES, "BYTES"})
+DATATYPES = frozenset({*ITEM_SIZES, "BYTES"})
 """Datatype names of the Open Inference Protocol; BYTES is Triton's TYPE_STRING."""
 
 

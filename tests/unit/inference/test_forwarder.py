@@ -7,12 +7,14 @@ import pytest
 from prometheus_client import CollectorRegistry
 from tritonclient.grpc import service_pb2
 
-from inferplane.reporting.v1.prediction_pb2 import PredictionRecord
+from inferplane.server.access.admission import Admission
 from inferplane.server.access.principal import Principal
 from inferplane.server.access.snapshot import GrantRow, Route, Target, compile_snapshot
 from inferplane.server.errors import InferplaneError
+from inferplane.server.identity.verification import Verifier
 from inferplane.server.inference.dataplane.forwarder import Forwarder
-from inferplane.server.inference.records.recorder import Recorder
+from inferplane.server.inference.dataplane.outcome import Outcomes
+from inferplane.server.inference.records.notes import Notes
 from inferplane.server.inference.triton_link import from_triton
 from inferplane.server.rpc.errors import reason_name
 from inferplane.server.tensors import Signature, TensorSpec
@@ -32,21 +34,14 @@ class Link:
     raw_stream = raw_unary
 
 
-class Sink:
-    def __init__(self) -> None:
-        self.records: list[PredictionRecord] = []
-
-    async def store(self, records: list[PredictionRecord]) -> None:
-        self.records += records
-
-
-def forwarder(*, ready: bool) -> tuple[Forwarder, Recorder, Sink]:
+def forwarder(*, ready: bool) -> tuple[Forwarder, Notes]:
     route = Route("m", Target("m", 1, "sha256:" + "0" * 64, SIGNATURE, ""), ready)
     snapshot = compile_snapshot(1, [GrantRow(ALICE.subject, "caller", "*")], [route])
-    sink = Sink()
-    recorder = Recorder(sink, CollectorRegistry())
+    verifier: Verifier = Any  # type: ignore[assignment] # nobody authenticates here
+    registry = CollectorRegistry()
+    notes = Notes(registry)
     link: Any = Link()
-    return Forwarder(link, lambda: snapshot, recorder, 30), recorder, sink
+    return Forwarder(link, Admission(verifier, lambda: snapshot), Outcomes(notes, registry), 30), notes
 
 
 def request() -> bytes:
@@ -76,19 +71,24 @@ def test_tritons_errors_in_our_terms(code: grpc.StatusCode, reason: str) -> None
     assert error.metadata.get("detail") == ("line one line two" if reason == "INFERENCE_REJECTED" else None)
 
 
-async def test_a_deployment_that_is_not_loaded_yet_says_so_and_the_call_is_recorded() -> None:
-    forward, recorder, sink = forwarder(ready=False)
+async def refusal(forward: Forwarder, body: bytes) -> InferplaneError:
     with pytest.raises(InferplaneError) as refused:
-        forward.admit(ALICE, "id-1", request())
-    assert reason_name(refused.value.reason) == "DEPLOYMENT_NOT_READY"
-    assert refused.value.retry_after
-    await recorder.flush()
-    assert [(record.prediction_id, record.status_code) for record in sink.records] == [("id-1", 14)]
+        await forward.predict(ALICE, "id-1", body)
+    return refused.value
 
 
-def test_the_clients_own_id_is_kept_within_bounds() -> None:
-    forward, _, _ = forwarder(ready=True)
+async def test_a_deployment_that_is_not_loaded_yet_says_so_and_the_call_is_recorded() -> None:
+    forward, notes = forwarder(ready=False)
+    error = await refusal(forward, request())
+    assert reason_name(error.reason) == "DEPLOYMENT_NOT_READY"
+    assert error.retry_after
+    assert [(note.prediction_id, note.status_code) for note in notes.batch()] == [("id-1", 14)]
+
+
+async def test_the_clients_own_id_is_kept_within_bounds() -> None:
+    forward, notes = forwarder(ready=False)
     message = service_pb2.ModelInferRequest.FromString(request())
     message.id = "\u00e9" * 100 + "\0"
-    kept = forward.admit(ALICE, "id-1", message.SerializeToString()).client_request_id
-    assert kept == "\u00e9" * 64
+    await refusal(forward, message.SerializeToString())
+    (note,) = notes.batch()
+    assert note.client_request_id == "\u00e9" * 64

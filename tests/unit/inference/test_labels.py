@@ -5,19 +5,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tritonclient.grpc import service_pb2
 
-from inferplane.server.inference.records.labels import predicted_labels
+from inferplane.server.inference.records.labels import label_source
 from inferplane.server.limits import MAX_LABELS
 
 
-def answer(datatype: str, shape: list[int], raw: bytes) -> bytes:
-    message = service_pb2.ModelInferResponse(model_name="m")
-    message.outputs.add(name="other", datatype="FP32", shape=[1])
-    message.outputs.add(name="label", datatype=datatype, shape=shape)
-    message.raw_output_contents.extend([bytes(4), raw])
-    serialized: bytes = message.SerializeToString()
-    return serialized
+def labels_of(datatype: str, shape: list[int], raw: bytes) -> list[str]:
+    return label_source(datatype, tuple(shape), raw).labels()
 
 
 @pytest.mark.parametrize(
@@ -32,19 +26,22 @@ def answer(datatype: str, shape: list[int], raw: bytes) -> bytes:
     ],
 )
 def test_labels_of_each_kind(datatype: str, values: Any, labels: list[str]) -> None:
-    assert predicted_labels(answer(datatype, list(values.shape), values.tobytes()), "label") == labels
+    assert labels_of(datatype, list(values.shape), values.tobytes()) == labels
 
 
 def test_texts_are_labels() -> None:
     raw = b"".join(struct.pack("<I", len(text)) + text for text in (b"cat", "süß".encode(), b"\0"))
-    assert predicted_labels(answer("BYTES", [3], raw), "label") == ["cat", "süß", "\ufffd"]
-
-
-def test_an_answer_without_the_output_has_no_labels() -> None:
-    assert predicted_labels(answer("INT64", [1], bytes(8)), "absent") == []
+    assert labels_of("BYTES", [3], raw) == ["cat", "süß", "\ufffd"]
 
 
 def test_more_rows_than_are_measured_give_none() -> None:
     rows = MAX_LABELS + 1
-    assert predicted_labels(answer("INT8", [rows], bytes(rows)), "label") == []
-    assert predicted_labels(answer("BYTES", [rows], bytes(4 * rows)), "label") == []
+    assert labels_of("INT8", [rows], bytes(rows)) == []
+    assert labels_of("BYTES", [rows], bytes(4 * rows)) == []
+
+
+def test_of_a_large_output_only_the_labels_are_kept() -> None:
+    scores = np.random.default_rng(1).random((1000, 1000), "f4")
+    source = label_source("FP32", scores.shape, memoryview(scores.tobytes()))
+    assert source.labels() == [str(best) for best in scores.argmax(axis=1)]
+    assert source.size < 4000

@@ -3,15 +3,16 @@
 from prometheus_client import CollectorRegistry
 
 from inferplane.reporting.v1.prediction_pb2 import PredictionRecord
-from inferplane.server.access.snapshot import Route, Target
-from inferplane.server.inference.records.recorder import BATCH, Noted, Recorder, RefusedError
+from inferplane.server.access.snapshot import Target
+from inferplane.server.inference.records.delivery import Delivery, RefusedError
+from inferplane.server.inference.records.notes import BATCH, Note, Notes
 from inferplane.server.tensors import Signature
 
-ROUTE = Route("d", Target("m", 1, "sha256:" + "0" * 64, Signature((), ()), ""), ready=True)
+TARGET = Target("m", 1, "sha256:" + "0" * 64, Signature((), ()), "")
 
 
-def noted(number: int, **changes: str) -> Noted:
-    return Noted(f"id-{number}", changes.get("client", ""), "users/alice", ROUTE, 1, 2, 0, b"")
+def note(number: int, **changes: str) -> Note:
+    return Note(f"id-{number}", changes.get("client", ""), "users/alice", "d", TARGET, 1, 2, 0, None)
 
 
 class Sink:
@@ -34,44 +35,52 @@ class Sink:
         self.stored += ids
 
 
-def make() -> tuple[Recorder, Sink, CollectorRegistry]:
+class Records:
+    """Notes and their delivery to a sink."""
+
+    def __init__(self, sink: Sink, registry: CollectorRegistry) -> None:
+        self.notes = Notes(registry)
+        self.delivery = Delivery(self.notes, sink)
+
+
+def make() -> tuple[Records, Sink, CollectorRegistry]:
     sink, registry = Sink(), CollectorRegistry()
-    return Recorder(sink, registry), sink, registry
+    return Records(sink, registry), sink, registry
 
 
 async def test_every_note_is_delivered_once_and_in_order() -> None:
-    recorder, sink, _ = make()
+    records, sink, _ = make()
     for number in range(2 * BATCH + 1):
-        recorder.note(noted(number))
-    await recorder.flush()
+        records.notes.take(note(number))
+    await records.delivery.flush()
     assert sink.stored == [f"id-{number}" for number in range(2 * BATCH + 1)]
 
 
 async def test_what_could_not_be_delivered_is_delivered_later() -> None:
-    recorder, sink, _ = make()
+    records, sink, _ = make()
     sink.failures = 1
-    recorder.note(noted(1))
-    await recorder.flush()
+    records.notes.take(note(1))
+    await records.delivery.flush()
     assert sink.stored == []
-    recorder.note(noted(2))
-    await recorder.flush()
+    records.notes.take(note(2))
+    await records.delivery.flush()
     assert sink.stored == ["id-1", "id-2"]
 
 
 async def test_a_refused_record_is_dropped_alone_and_counted() -> None:
-    recorder, sink, registry = make()
+    records, sink, registry = make()
     sink.refuses = {"id-3"}
     for number in range(8):
-        recorder.note(noted(number))
-    await recorder.flush()
+        records.notes.take(note(number))
+    await records.delivery.flush()
     assert sink.stored == [f"id-{number}" for number in range(8) if number != 3]
     assert registry.get_sample_value("inferplane_prediction_records_dropped_total") == 1
 
 
 async def test_a_batch_is_cut_into_messages_that_the_service_takes() -> None:
-    recorder, sink, _ = make()
+    records, sink, _ = make()
     for number in range(100):
-        recorder.note(noted(number, client="c" * 50_000))
-    await recorder.flush()
+        records.notes.take(note(number, client="c" * 50_000))
+    await records.delivery.flush()
     assert len(sink.stored) == 100
     assert max(sink.calls) < 30

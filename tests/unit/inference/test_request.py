@@ -9,7 +9,7 @@ from tritonclient.grpc import service_pb2
 
 from inferplane.server.errors import InferplaneError
 from inferplane.server.inference.dataplane import request as dataplane_request
-from inferplane.server.inference.dataplane.request import check_inputs, read_infer_request
+from inferplane.server.inference.dataplane.request import InferRequest, check_request, read_envelope, read_head
 from inferplane.server.rpc.errors import reason_name
 from inferplane.server.tensors import Signature, TensorSpec
 
@@ -18,6 +18,10 @@ SIGNATURE = Signature((TensorSpec("x", "FP32", (-1, 2)), TensorSpec("s", "INT64"
 
 def request(**fields: Any) -> service_pb2.ModelInferRequest:
     return service_pb2.ModelInferRequest(**fields)
+
+
+def read(data: bytes) -> InferRequest:
+    return read_head(read_envelope(data))
 
 
 def good() -> service_pb2.ModelInferRequest:
@@ -31,7 +35,7 @@ def good() -> service_pb2.ModelInferRequest:
 @pytest.fixture(autouse=True)
 def always_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small messages are parsed whole; here they take the way of large ones."""
-    monkeypatch.setattr(dataplane_request, "PARSE_WHOLE_BELOW", 0)
+    monkeypatch.setattr(dataplane_request, "PARSED_WHOLE", -1)
 
 
 varint_tags = st.sampled_from([0x0A, 0x12, 0x1A, 0x22, 0x2A, 0x32, 0x3A, 0xBA, 0x08, 0x0B, 0x3C, 0x00])
@@ -48,36 +52,36 @@ pieces = st.lists(
 @given(pieces=pieces)
 def test_the_name_read_is_the_name_that_protobuf_reads(pieces: list[bytes]) -> None:
     """Otherwise a caller could be authorized for one model and served another."""
-    dataplane_request.PARSE_WHOLE_BELOW = 0
+    dataplane_request.PARSED_WHOLE = -1
     data = b"".join(pieces)
     try:
         whole = service_pb2.ModelInferRequest.FromString(data)
     except Exception:  # noqa: BLE001 - whatever protobuf refuses
         whole = None
     try:
-        read = read_infer_request(data)
+        found = read(data)
     except InferplaneError:
         assert whole is None
         return
     assert whole is not None
-    assert (read.head.model_name, read.head.model_version) == (whole.model_name, whole.model_version)
-    assert list(read.head.inputs) == list(whole.inputs)
-    assert read.raw_sizes == [len(content) for content in whole.raw_input_contents]
+    assert (found.head.model_name, found.head.model_version) == (whole.model_name, whole.model_version)
+    assert list(found.head.inputs) == list(whole.inputs)
+    assert found.raw_sizes == [len(content) for content in whole.raw_input_contents]
 
 
 def test_a_name_after_the_contents_counts() -> None:
     data = good().SerializeToString() + request(model_name="other").SerializeToString()
-    assert read_infer_request(data).head.model_name == "other"
+    assert read(data).head.model_name == "other"
 
 
 def test_contents_are_not_copied_into_the_head() -> None:
-    read = read_infer_request(good().SerializeToString())
-    assert list(read.head.raw_input_contents) == []
-    assert read.raw_sizes == [24, 8]
+    found = read(good().SerializeToString())
+    assert list(found.head.raw_input_contents) == []
+    assert found.raw_sizes == [24, 8]
 
 
 def test_a_good_request_passes() -> None:
-    check_inputs(read_infer_request(good().SerializeToString()), SIGNATURE)
+    check_request(read(good().SerializeToString()), SIGNATURE)
 
 
 def drop_input(message: Any) -> None:
@@ -104,6 +108,6 @@ def test_a_request_that_does_not_fit_is_refused_by_its_field(broken: str) -> Non
     change, path = BROKEN[broken]
     change(message)
     with pytest.raises(InferplaneError) as refused:
-        check_inputs(read_infer_request(message.SerializeToString()), SIGNATURE)
+        check_request(read(message.SerializeToString()), SIGNATURE)
     assert reason_name(refused.value.reason) == "INVALID_FIELD"
     assert refused.value.violations[0][0] == path

@@ -58,6 +58,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_MESSAGE_TOO_LARGE: _ErrorReason.ValueType  # 12
     """The message is larger than this method takes. RESOURCE_EXHAUSTED."""
+    ERROR_REASON_OVERLOADED: _ErrorReason.ValueType  # 13
+    """More is on its way, of this caller or of all, than there is room for. Retry after `RetryInfo`.
+    RESOURCE_EXHAUSTED.
+    """
+    ERROR_REASON_STREAM_EXPIRED: _ErrorReason.ValueType  # 14
+    """The stream has lasted as long as streams may (`max_connection_age`): open it anew. UNAVAILABLE."""
     ERROR_REASON_CREDENTIALS_MISSING: _ErrorReason.ValueType  # 20
     """The method asks for credentials and the call carries none. UNAUTHENTICATED."""
     ERROR_REASON_CREDENTIALS_INVALID: _ErrorReason.ValueType  # 21
@@ -175,6 +181,12 @@ UNAVAILABLE.
 """
 ERROR_REASON_MESSAGE_TOO_LARGE: ErrorReason.ValueType  # 12
 """The message is larger than this method takes. RESOURCE_EXHAUSTED."""
+ERROR_REASON_OVERLOADED: ErrorReason.ValueType  # 13
+"""More is on its way, of this caller or of all, than there is room for. Retry after `RetryInfo`.
+RESOURCE_EXHAUSTED.
+"""
+ERROR_REASON_STREAM_EXPIRED: ErrorReason.ValueType  # 14
+"""The stream has lasted as long as streams may (`max_connection_age`): open it anew. UNAVAILABLE."""
 ERROR_REASON_CREDENTIALS_MISSING: ErrorReason.ValueType  # 20
 """The method asks for credentials and the call carries none. UNAUTHENTICATED."""
 ERROR_REASON_CREDENTIALS_INVALID: ErrorReason.ValueType  # 21

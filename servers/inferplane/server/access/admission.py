@@ -1,5 +1,6 @@
 """Who calls, and whether they may: asked in one way by the pipeline, by the data plane and for gateways."""
 
+import time
 from collections.abc import Callable, Iterable
 
 from inferplane.common.v1.access_pb2 import Permission
@@ -34,6 +35,11 @@ class Admission:
     async def authenticate(self, metadata: Metadata) -> Principal:
         """Who calls, by the call's metadata. Raises CREDENTIALS_MISSING, CREDENTIALS_INVALID or TOKEN_EXPIRED."""
         return await self._verifier.verify(bearer_token(metadata))
+
+    def confirm(self, principal: Principal) -> None:
+        """Raises TOKEN_EXPIRED where credentials that were good are so no longer; for calls that last."""
+        if time.time() >= principal.expires_at:
+            raise InferplaneError(ErrorReason.ERROR_REASON_TOKEN_EXPIRED)
 
     def authorize(self, principal: Principal, permission: Permission.ValueType, name: str) -> None:
         """Raises PERMISSION_DENIED unless a grant gives the permission on `name` (`*` for the installation)."""

@@ -77,6 +77,7 @@ class PolicySnapshot:
         self.routes = routes
         self._grants = grants
         self._decisions: dict[tuple[str, Permission.ValueType, str], bool] = {}
+        self._somewhere: dict[tuple[str, Permission.ValueType], bool] = {}
 
     def grants_of(self, subject: str) -> tuple[GrantRow, ...]:
         """All grants of `subject`."""
@@ -95,7 +96,14 @@ class PolicySnapshot:
 
     def allows_somewhere(self, subject: str, permission: Permission.ValueType) -> bool:
         """Whether any grant of `subject` gives `permission`, on whatever names."""
-        return any(True for _ in self._giving(subject, permission))
+        key = (subject, permission)
+        found = self._somewhere.get(key)
+        if found is None:
+            found = any(True for _ in self._giving(subject, permission))
+            if len(self._somewhere) >= self.MAX_REMEMBERED:
+                self._somewhere.clear()
+            self._somewhere[key] = found
+        return found
 
     def _giving(self, subject: str, permission: Permission.ValueType) -> Iterable[GrantRow]:
         return (g for g in self.grants_of(subject) if permission in ROLE_PERMISSIONS.get(g.role, frozenset()))

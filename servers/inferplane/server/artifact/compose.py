@@ -13,6 +13,7 @@ from inferplane.server.artifact import (
 )
 from inferplane.server.artifact.chunk_store import ChunkStore
 from inferplane.server.bootstrap import DATABASE, HOUSEKEEPING_INTERVAL, Core
+from inferplane.server.rpc.pipeline import at_most
 from inferplane.server.settings import Settings
 
 __all__ = ["compose"]
@@ -36,7 +37,8 @@ async def compose(core: Core) -> None:
     )
     add_artifact = artifact_service_pb2_grpc.add_ArtifactServiceServicer_to_server
     add_models = model_registry_service_pb2_grpc.add_ModelRegistryServiceServicer_to_server
-    core.server.add_service(add_artifact, artifact, (DATABASE,))
+    checks = {"WriteArtifact": at_most(core.settings.max_message_size)}
+    core.server.add_service(add_artifact, artifact, (DATABASE,), checks=checks)
     core.server.add_service(add_models, models, (DATABASE,))
 
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import hashlib
 import json
 import time
 from collections.abc import Awaitable, Callable
@@ -73,11 +72,11 @@ class Verifier:
         self._jwks = jwks
         self._workloads = {str(key.kid): key for key in workloads.keys}
         self._audience = f"workloads/{service}"
-        self._known: dict[bytes, tuple[Principal, float]] = {}
+        self._known: dict[str, tuple[Principal, float]] = {}
 
     def remembered(self, token: str) -> Principal | None:
         """The principal of a token that was verified before and is still good."""
-        found = self._known.get(hashlib.sha256(token.encode()).digest())
+        found = self._known.get(token)
         return found[0] if found is not None and time.time() < found[1] else None
 
     async def verify(self, token: str) -> Principal:
@@ -96,7 +95,7 @@ class Verifier:
             raise _invalid("wrong token type")
         if len(self._known) >= CACHE_SIZE:
             self._known.clear()
-        self._known[hashlib.sha256(token.encode()).digest()] = (principal, expires)
+        self._known[token] = (principal, expires)
         return principal
 
     def _workload(self, claims: dict[str, Any], kid: str) -> tuple[Principal, float]:
@@ -105,7 +104,7 @@ class Verifier:
             raise _invalid("wrong audience")
         if claims.get("sub") != kid or claims.get("iss") != kid or expires - claims.get("iat", 0) > LIFETIME:
             raise _invalid("wrong claims")
-        return Principal(kid, on_behalf_of=str(claims.get("on_behalf_of", ""))), expires
+        return Principal(kid, on_behalf_of=str(claims.get("on_behalf_of", "")), expires_at=expires), expires
 
 
 def _invalid(detail: str) -> InferplaneError:
@@ -152,4 +151,4 @@ def _access(claims: dict[str, Any]) -> tuple[Principal, float]:
         raise _invalid("wrong claims")
     if not subject.startswith("users/"):
         raise _invalid("wrong subject")
-    return Principal(subject, session), expires
+    return Principal(subject, session, expires_at=expires), expires

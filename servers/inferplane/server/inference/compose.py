@@ -5,15 +5,19 @@ from inferplane.inference.v1 import deployment_service_pb2_grpc, inference_servi
 from inferplane.reporting.v1 import reporting_service_pb2_grpc
 from inferplane.server.bootstrap import DATABASE, Core
 from inferplane.server.inference.dataplane.forwarder import Forwarder
-from inferplane.server.inference.dataplane.open_inference import fused_handlers, governed_handlers
+from inferplane.server.inference.dataplane.handlers import fused_handlers
+from inferplane.server.inference.dataplane.open_inference import governed_handlers
+from inferplane.server.inference.dataplane.outcome import Outcomes
 from inferplane.server.inference.deployments import Deployments
 from inferplane.server.inference.model_source import ModelSource
 from inferplane.server.inference.reconcile.loader import TritonModels
 from inferplane.server.inference.reconcile.reconciler import Reconciler
-from inferplane.server.inference.records.recorder import Recorder, ReportingSink
+from inferplane.server.inference.records.delivery import Delivery, ReportingSink
+from inferplane.server.inference.records.notes import Notes
 from inferplane.server.inference.service import DeploymentService, InferenceService
 from inferplane.server.inference.triton_link import SERVICE, TritonLink
 from inferplane.server.inference.triton_monitor import TritonMonitor
+from inferplane.server.inference.typed_tensors import check_typed_size
 from inferplane.server.settings import ServiceName
 
 __all__ = ["compose"]
@@ -25,15 +29,18 @@ async def compose(core: Core) -> None:
     """Register the data plane, InferenceService and DeploymentService, and start what goes on beside them."""
     link = _triton_link(core)
     source = _model_source(core)
-    records = _recorder(core)
+    notes = _records(core)
     _reconcile(core, link, source)
     _watch_triton(core, link)
-    forward = Forwarder(link, core.policy.current, records, core.settings.unary_deadline)
-    fused = fused_handlers(forward, core.admission, core.server.calls, core.deadlines)
+    outcomes = Outcomes(notes, core.registry)
+    forward = Forwarder(link, core.admission, outcomes, core.settings.unary_deadline)
+    fused = fused_handlers(
+        forward, core.admission, outcomes, core.server.calls, core.server.bodies, core.settings.stream_idle_limit
+    )
     # The main service first: the server as a whole serves as long as it does, with or without the database.
     core.server.add_handlers(SERVICE, governed_handlers(link, core.policy.current), (TRITON,), fused=fused)
     add_typed = inference_service_pb2_grpc.add_InferenceServiceServicer_to_server
-    core.server.add_service(add_typed, InferenceService(forward), (TRITON,))
+    core.server.add_service(add_typed, InferenceService(forward), (TRITON,), checks={"Predict": check_typed_size})
     add_deployments = deployment_service_pb2_grpc.add_DeploymentServiceServicer_to_server
     deployments = DeploymentService(
         Deployments(), source, core.mutations, core.database, core.pages, core.policy.current
@@ -61,12 +68,13 @@ def _model_source(core: Core) -> ModelSource:
     )
 
 
-def _recorder(core: Core) -> Recorder:
+def _records(core: Core) -> Notes:
     stub = reporting_service_pb2_grpc.ReportingServiceStub(core.channel(ServiceName.REPORTING))
-    records = Recorder(ReportingSink(stub, lambda: core.signer.metadata(ServiceName.REPORTING)), core.registry)
-    core.stack.push_async_callback(records.flush)
-    core.tasks.start("recorder", records.run)
-    return records
+    notes = Notes(core.registry)
+    delivery = Delivery(notes, ReportingSink(stub, lambda: core.signer.metadata(ServiceName.REPORTING)))
+    core.stack.push_async_callback(delivery.flush)
+    core.tasks.start("prediction_records", delivery.run)
+    return notes
 
 
 def _reconcile(core: Core, link: TritonLink, source: ModelSource) -> None:

@@ -1,11 +1,14 @@
 """Inference's domain objects as messages, and typed requests as the Open Inference Protocol's."""
 
+import math
+
 from tritonclient.grpc import service_pb2
 
 from inferplane.inference.v1 import deployment_pb2, inference_service_pb2, tensor_pb2
-from inferplane.server.inference.dataplane.forwarder import Prediction
+from inferplane.server.errors import invalid_field
+from inferplane.server.inference.dataplane.answer import Answer, Output
 from inferplane.server.inference.deployments import Deployment
-from inferplane.server.inference.typed_tensors import raw_contents, typed_tensor
+from inferplane.server.inference.typed_tensors import MAX_TYPED_ELEMENTS, raw_contents, typed_tensor
 from inferplane.server.names import DEPLOYMENT, VERSION
 from inferplane.server.tensors import signature_message
 from inferplane.server.timestamps import timestamp
@@ -40,22 +43,23 @@ def infer_request(name: str, request: inference_service_pb2.PredictRequest) -> s
 
 
 def predict_response(
-    prediction: Prediction,
-    response: service_pb2.ModelInferResponse,
-    encoding: inference_service_pb2.TensorEncoding.ValueType,
+    prediction_id: str, answer: Answer, encoding: inference_service_pb2.TensorEncoding.ValueType
 ) -> inference_service_pb2.PredictResponse:
-    """Triton's answer as a typed one."""
+    """Triton's answer as a typed one. Raises INVALID_FIELD for typed values of a large answer."""
     typed = encoding == inference_service_pb2.TENSOR_ENCODING_TYPED
-    outputs = [
-        typed_tensor(tensor.name, tensor.datatype, tensor.shape, raw)
-        if typed
-        else tensor_pb2.Tensor(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape, raw=raw)
-        for tensor, raw in zip(response.outputs, response.raw_output_contents, strict=True)
-    ]
-    target = prediction.route.target
+    target = answer.target
     return inference_service_pb2.PredictResponse(
-        prediction_id=prediction.id,
+        prediction_id=prediction_id,
         model_version=VERSION.format(target.model, target.version),
         digest=target.digest,
-        outputs=outputs,
+        outputs=[_tensor(output, bytes(answer.content(output)), typed=typed) for output in answer.outputs],
     )
+
+
+def _tensor(output: Output, raw: bytes, *, typed: bool) -> tensor_pb2.Tensor:
+    if not typed:
+        return tensor_pb2.Tensor(name=output.name, datatype=output.datatype, shape=output.shape, raw=raw)
+    if (elements := math.prod(output.shape)) > MAX_TYPED_ELEMENTS:
+        problem = f"must be raw where an output has {elements} values, which is more than {MAX_TYPED_ELEMENTS}"
+        raise invalid_field("output_encoding", problem)
+    return typed_tensor(output.name, output.datatype, output.shape, raw)

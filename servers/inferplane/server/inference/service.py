@@ -3,8 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-from tritonclient.grpc import service_pb2
-
 from inferplane.common.v1.access_pb2 import Permission
 from inferplane.common.v1.errors_pb2 import ErrorReason
 from inferplane.inference.v1 import (
@@ -41,10 +39,8 @@ class InferenceService(inference_service_pb2_grpc.InferenceServiceServicer):
         call = current_call()
         name = parse(PredictInput, request).deployment
         data = infer_request(name, request).SerializeToString()
-        prediction = self._forwarder.admit(call.principal, call.request_id, data)
-        answer = await self._forwarder.forward(prediction, data, context.time_remaining())
-        response = service_pb2.ModelInferResponse.FromString(answer)
-        return predict_response(prediction, response, request.output_encoding)
+        answer = await self._forwarder.predict(call.principal, call.request_id, data, context.time_remaining())
+        return predict_response(call.request_id, answer, request.output_encoding)
 
 
 class DeploymentService(deployment_service_pb2_grpc.DeploymentServiceServicer):

@@ -7,11 +7,22 @@ from typing import Any
 
 import numpy as np
 
+from inferplane.common.v1.errors_pb2 import ErrorReason
 from inferplane.inference.v1.tensor_pb2 import Tensor
-from inferplane.server.errors import invalid_field
-from inferplane.server.tensors import NUMPY_TYPES
+from inferplane.server.errors import InferplaneError, invalid_field
+from inferplane.server.inference.dataplane.wire import LENGTH_DELIMITED, TooManyFieldsError, scan
+from inferplane.server.tensors import DATATYPES, NUMPY_TYPES
 
-__all__ = ["raw_contents", "typed_tensor"]
+__all__ = ["MAX_TYPED_ELEMENTS", "check_typed_size", "raw_contents", "typed_tensor"]
+
+MAX_TYPED_BYTES = 128 << 10
+"""Bytes of typed values in a request: they are for people, and each is a Python object on its way."""
+MAX_TYPED_ELEMENTS = 64 << 10
+"""Values of a typed answer."""
+MAX_HEAD = 64 << 10
+MAX_PARTS = 4096
+_INPUTS, _RAW = 2, 4
+_TYPED = range(5, 10)
 
 _FIELDS = {
     "BOOL": "bools", "INT8": "ints", "INT16": "ints", "INT32": "ints", "INT64": "ints", "UINT8": "ints",
@@ -20,19 +31,52 @@ _FIELDS = {
 }  # fmt: skip
 
 
+_WIDEST = {"bools": "?", "ints": "<i8", "uints": "<u8", "doubles": "<f8"}
+
+
+def check_typed_size(body: bytes) -> None:
+    """Bound a serialised PredictRequest before it is parsed: raw values may be as large as messages may, typed ones
+    and all else are small. Raises MESSAGE_TOO_LARGE, INVALID_FIELD, MALFORMED_REQUEST."""
+    typed = other = parts = 0
+    try:
+        for field in scan(body, 0, len(body), MAX_PARTS):
+            if field.number != _INPUTS or field.wire_type != LENGTH_DELIMITED:
+                other += field.end - field.tag
+                continue
+            inner = scan(body, field.start, field.end, MAX_PARTS - parts)
+            parts += len(inner) + 1
+            for part in inner:
+                size = part.end - part.tag
+                typed += size if part.number in _TYPED else 0
+                other += size if part.number not in _TYPED and part.number != _RAW else 0
+    except TooManyFieldsError:
+        raise invalid_field("inputs", f"and all other parts of the request must be at most {MAX_PARTS}") from None
+    except ValueError:
+        raise InferplaneError(ErrorReason.ERROR_REASON_MALFORMED_REQUEST) from None
+    for what, size, most in (("typed values", typed, MAX_TYPED_BYTES), ("names and shapes", other, MAX_HEAD)):
+        if size > most:
+            hint = ": send raw values" if size is typed else ""
+            raise InferplaneError(
+                ErrorReason.ERROR_REASON_MESSAGE_TOO_LARGE, detail=f"{what} of {size} bytes, {most} are allowed{hint}"
+            )
+
+
 def raw_contents(tensor: Tensor, path: str) -> bytes:
     """The tensor's values as raw bytes; raises INVALID_FIELD, naming `path`."""
     field = tensor.WhichOneof("values")
-    if tensor.datatype not in _FIELDS:
-        raise invalid_field(f"{path}.datatype", f"must be one of {', '.join(sorted(_FIELDS))}")
+    if tensor.datatype not in DATATYPES:
+        raise invalid_field(
+            f"{path}.datatype", f"must be one of {', '.join(sorted(DATATYPES))}, not '{tensor.datatype[:16]}'"
+        )
     if any(size < 0 for size in tensor.shape):
         raise invalid_field(f"{path}.shape", "must not hold negative sizes")
     if field == "raw":
         return tensor.raw
     if field is None and math.prod(tensor.shape) == 0:
         return b""
-    if field != _FIELDS[tensor.datatype]:
-        raise invalid_field(f"{path}.values", f"must be raw or {_FIELDS[tensor.datatype]} for {tensor.datatype}")
+    if field is None or field != _FIELDS.get(tensor.datatype):
+        wanted = f"raw or {_FIELDS[tensor.datatype]}" if tensor.datatype in _FIELDS else "raw"
+        raise invalid_field(f"{path}.values", f"must be {wanted} for {tensor.datatype}")
     values: Sequence[Any] = getattr(tensor, field).values
     if len(values) != math.prod(tensor.shape):
         raise invalid_field(f"{path}.{field}.values", f"must hold {math.prod(tensor.shape)} values for its shape")
@@ -43,18 +87,23 @@ def raw_contents(tensor: Tensor, path: str) -> bytes:
 
 def _packed(values: Sequence[Any], datatype: str, path: str) -> bytes:
     dtype = np.dtype(NUMPY_TYPES[datatype])
-    if dtype.kind in "iu":
+    wide = np.fromiter(
+        values, {"i": "<i8", "u": "<i8", "f": "<f8", "b": "?"}[dtype.kind] if datatype != "UINT64" else "<u8"
+    )
+    if dtype.kind in "iu" and wide.size:
         bounds = np.iinfo(dtype)
-        if any(not bounds.min <= value <= bounds.max for value in values):
+        if wide.min() < bounds.min or wide.max() > bounds.max:
             raise invalid_field(path, f"must be {bounds.min} to {bounds.max} for {datatype}")
     with np.errstate(over="ignore"):
-        return np.array(values, dtype=dtype).tobytes()
+        return wide.astype(dtype).tobytes()
 
 
 def typed_tensor(name: str, datatype: str, shape: Sequence[int], raw: bytes) -> Tensor:
-    """A tensor with typed values; BYTES that are not UTF-8 stay raw."""
+    """A tensor with typed values; BYTES that are not UTF-8 stay raw, and so does what has no typed form."""
     tensor = Tensor(name=name, datatype=datatype, shape=shape)
-    if datatype == "BYTES":
+    if datatype not in _FIELDS:
+        tensor.raw = raw
+    elif datatype == "BYTES":
         try:
             tensor.strings.values.extend(text.decode() for text in _elements(raw))
         except UnicodeDecodeError:

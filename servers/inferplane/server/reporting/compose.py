@@ -3,6 +3,7 @@
 from inferplane.reporting.v1 import reporting_service_pb2_grpc
 from inferplane.server.bootstrap import DATABASE, Core
 from inferplane.server.reporting.service import ReportingService
+from inferplane.server.rpc.pipeline import at_most
 
 __all__ = ["compose"]
 
@@ -10,4 +11,10 @@ __all__ = ["compose"]
 async def compose(core: Core) -> None:
     """Register ReportingService."""
     reporting = ReportingService(core.database, core.units_of_work)
-    core.server.add_service(reporting_service_pb2_grpc.add_ReportingServiceServicer_to_server, reporting, (DATABASE,))
+    large = at_most(core.settings.max_message_size)
+    core.server.add_service(
+        reporting_service_pb2_grpc.add_ReportingServiceServicer_to_server,
+        reporting,
+        (DATABASE,),
+        checks={"IngestPredictions": large, "SubmitFeedback": large},
+    )

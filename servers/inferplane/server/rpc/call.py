@@ -4,14 +4,14 @@ import asyncio
 import time
 from collections.abc import Callable
 from contextvars import ContextVar
-from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import grpc
 from google.protobuf.message import Message
 
 from inferplane.server.access.principal import ANONYMOUS, Principal
-from inferplane.server.ids import uuid7
+from inferplane.server.errors import InferplaneError
+from inferplane.server.ids import uuid7_text
 from inferplane.server.rpc.methods import Method
 from inferplane.server.storage.audit import Actor
 
@@ -21,25 +21,41 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 _current: ContextVar["Call"] = ContextVar("inferplane_call")
 
 
-@dataclass(slots=True, eq=False)
 class Call:
-    """One RPC from its arrival to its end. Interceptors fill it in; handlers read it."""
+    """One RPC from its arrival to its end. Interceptors fill it in; handlers read it.
 
-    method: Method
-    context: Context
-    request_id: str = field(default_factory=lambda: str(uuid7()))
-    started: float = field(default_factory=time.monotonic)
-    principal: Principal = ANONYMOUS
-    code: grpc.StatusCode = grpc.StatusCode.OK
-    reason: str = ""
-    draining: bool = False
-    task: "asyncio.Task[Any] | None" = field(default_factory=asyncio.current_task)
-    checks: list[Callable[[Message], None]] = field(default_factory=list)
+    `checks` are what each message must pass, `standing` what must go on to hold while a stream lasts; `ending` is why
+    the call is being ended from outside, if it is.
+    """
+
+    __slots__ = (
+        "checks", "code", "context", "ending", "method", "principal", "reason", "request_id", "standing", "started",
+        "task",
+    )  # fmt: skip
+
+    def __init__(self, method: Method, context: Context) -> None:
+        self.method = method
+        self.context = context
+        self.request_id = uuid7_text()
+        self.started = time.monotonic()
+        self.task: asyncio.Task[Any] | None = asyncio.current_task()
+        self.principal: Principal = ANONYMOUS
+        self.code: grpc.StatusCode = grpc.StatusCode.OK
+        self.reason = ""
+        self.ending: InferplaneError | None = None
+        self.checks: list[Callable[[Message], None]] = []
+        self.standing: list[Callable[[], None]] = []
 
     def admit(self, message: Message) -> None:
         """Apply what the interceptors check on each message; raises InferplaneError."""
         for check in self.checks:
             check(message)
+
+    def end(self, error: InferplaneError) -> None:
+        """End the call with `error`, from outside of its task."""
+        if self.ending is None and self.task is not None:
+            self.ending = error
+            self.task.cancel()
 
     def enter(self) -> None:
         """Make this the task's current call."""

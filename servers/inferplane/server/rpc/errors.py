@@ -9,7 +9,7 @@ from grpc import StatusCode
 from inferplane.common.v1.errors_pb2 import ErrorReason
 from inferplane.server.errors import InferplaneError
 
-__all__ = ["CATALOG", "DOMAIN", "reason_name", "status_code", "to_status"]
+__all__ = ["CATALOG", "DOMAIN", "public_message", "reason_name", "status_code", "to_status"]
 
 DOMAIN = "inferplane"
 MAX_METADATA_VALUE = 200
@@ -36,6 +36,8 @@ CATALOG: Mapping[ErrorReason.ValueType, tuple[StatusCode, str]] = {
     _R.ERROR_REASON_INVALID_PAGE_TOKEN: (StatusCode.INVALID_ARGUMENT, "the page token is not of this list"),
     _R.ERROR_REASON_POLICY_STALE: (StatusCode.UNAVAILABLE, "policy has not been refreshed for too long"),
     _R.ERROR_REASON_MESSAGE_TOO_LARGE: (StatusCode.RESOURCE_EXHAUSTED, "the message is too large"),
+    _R.ERROR_REASON_OVERLOADED: (StatusCode.RESOURCE_EXHAUSTED, "there is no room for this call now; try again"),
+    _R.ERROR_REASON_STREAM_EXPIRED: (StatusCode.UNAVAILABLE, "the stream has reached its greatest age; open it anew"),
     _R.ERROR_REASON_CREDENTIALS_MISSING: (StatusCode.UNAUTHENTICATED, "credentials are missing"),
     _R.ERROR_REASON_CREDENTIALS_INVALID: (StatusCode.UNAUTHENTICATED, "the credentials are not valid"),
     _R.ERROR_REASON_TOKEN_EXPIRED: (StatusCode.UNAUTHENTICATED, "the token has expired"),
@@ -97,7 +99,8 @@ def status_code(reason: ErrorReason.ValueType) -> StatusCode:
     return CATALOG[reason][0]
 
 
-def _public_message(error: InferplaneError) -> str:
+def public_message(error: InferplaneError) -> str:
+    """What callers are told, in one sentence."""
     message = CATALOG[error.reason][1]
     if error.violations:
         return f"{message}: " + "; ".join(f"{path} {problem}" for path, problem in error.violations[:MAX_VIOLATIONS])
@@ -123,7 +126,7 @@ def to_status(error: InferplaneError, request_id: str) -> status_pb2.Status:
         delay = duration_pb2.Duration()
         delay.FromMilliseconds(int(error.retry_after * 1000))
         details.append(_packed(error_details_pb2.RetryInfo(retry_delay=delay)))
-    return status_pb2.Status(code=code, message=_public_message(error)[:512], details=details)
+    return status_pb2.Status(code=code, message=public_message(error)[:512], details=details)
 
 
 def _packed(

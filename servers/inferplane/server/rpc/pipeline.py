@@ -1,12 +1,12 @@
 """Puts the interceptors around every handler: one way for unary and streaming, from raw bytes to raw bytes.
 
-Deserialising happens inside, so that malformed bytes meet the same error translation as everything else, and an
-unauthenticated caller's bytes are never parsed.
+Handlers of unary methods are registered as if their requests were streams, which is the same on the wire: so they run
+on a call's headers, and an unauthenticated caller's bytes are neither read nor parsed. Deserialising happens inside, so
+that malformed bytes meet the same error translation as everything else.
 """
 
-import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager
 from typing import Any, TypeAlias, cast
 
 import grpc
@@ -15,10 +15,12 @@ from google.protobuf.message import DecodeError, Message
 from inferplane.common.v1.access_pb2 import AccessRule
 from inferplane.common.v1.errors_pb2 import ErrorReason
 from inferplane.server.errors import InferplaneError
+from inferplane.server.rpc.bodies import BodyReader
 from inferplane.server.rpc.call import Call, Context
 from inferplane.server.rpc.methods import Method, method_of
+from inferplane.server.rpc.running import RunningCalls
 
-__all__ = ["Handler", "Interceptor", "Pacing", "Pipeline", "RunningCalls"]
+__all__ = ["BodyCheck", "Handler", "Interceptor", "Pacing", "Pipeline", "at_most"]
 
 Interceptor = Callable[[Call], AbstractAsyncContextManager[None]]
 """Runs around a call; what it raises, and what is raised inside it, reaches those further out."""
@@ -26,85 +28,83 @@ Interceptor = Callable[[Call], AbstractAsyncContextManager[None]]
 Pacing = Callable[[Call, AsyncIterator[bytes]], AsyncIterator[bytes]]
 """Passes on the messages of a request stream, and raises where they come too slowly."""
 
+BodyCheck = Callable[[bytes], None]
+"""Raises InferplaneError where a body, not parsed yet, would cost too much."""
+
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 
-class RunningCalls:
-    """The calls that run now, so that a stop can end streams and wait for all handlers."""
+def at_most(size: int) -> BodyCheck:
+    """Bodies of up to `size` bytes."""
 
-    def __init__(self) -> None:
-        self._calls: set[Call] = set()
-        self._draining = False
+    def check(body: bytes) -> None:
+        if len(body) > size:
+            raise InferplaneError(
+                ErrorReason.ERROR_REASON_MESSAGE_TOO_LARGE, detail=f"it has {len(body)} bytes, {size} are allowed"
+            )
 
-    @contextmanager
-    def tracking(self, call: Call) -> Iterator[None]:
-        """Count `call` as running; while draining a new stream is not begun."""
-        if self._draining and call.method.streams:
-            call.draining = True
-        self._calls.add(call)
-        try:
-            yield
-        finally:
-            self._calls.discard(call)
-
-    async def end_streams(self, farewell: float) -> None:
-        """Give streams `farewell` seconds to say their last word, then end them with SHUTTING_DOWN."""
-        self._draining = True
-        if tasks := self._tasks(streams=True):
-            await asyncio.wait(tasks, timeout=farewell)
-        for call in list(self._calls):
-            if call.method.streams and call.task is not None:
-                call.draining = True
-                call.task.cancel()
-
-    async def finished(self) -> None:
-        """Wait until no handler runs any more."""
-        while tasks := self._tasks():
-            await asyncio.wait(tasks)
-
-    def _tasks(self, *, streams: bool | None = None) -> list[asyncio.Task[Any]]:
-        return [c.task for c in self._calls if c.task is not None and streams in (None, c.method.streams)]
+    return check
 
 
 class Pipeline:
-    """Wraps handlers, and answers calls of methods that do not exist."""
+    """Wraps handlers, and answers calls of methods that do not exist. `check` is what bodies must pass where a
+    service names nothing else."""
 
-    def __init__(self, interceptors: Sequence[Interceptor], pacing: Pacing, calls: RunningCalls) -> None:
+    def __init__(
+        self,
+        interceptors: Sequence[Interceptor],
+        pacing: Pacing,
+        calls: RunningCalls,
+        bodies: BodyReader,
+        check: BodyCheck,
+    ) -> None:
         self._interceptors = interceptors
         self._pacing = pacing
         self._calls = calls
+        self._bodies = bodies
+        self._check = check
 
-    def wrap_service(self, service: str, handlers: Mapping[str, Handler]) -> dict[str, Handler]:
+    def wrap_service(
+        self, service: str, handlers: Mapping[str, Handler], checks: Mapping[str, BodyCheck] | None = None
+    ) -> dict[str, Handler]:
         """The same handlers with the interceptors around them; MissingAccessRuleError if one has no rule."""
-        return {name: self._wrap(service, name, handler) for name, handler in handlers.items()}
+        own = checks or {}
+        return {name: self._wrap(service, name, handler, own.get(name)) for name, handler in handlers.items()}
 
     def unknown(self) -> grpc.GenericRpcHandler:
         """Answers everything that no service answers with UNKNOWN_METHOD."""
         return _UnknownMethods(self)
 
-    def _wrap(self, service: str, name: str, handler: Handler) -> Handler:
+    def _wrap(self, service: str, name: str, handler: Handler, check: BodyCheck | None) -> Handler:
         method = method_of(service, name, streams=handler.request_streaming or handler.response_streaming)
         read = _deserializer(handler)
         write = cast("Callable[[Message], bytes]", handler.response_serializer or bytes)
         behaviour = _behaviour(handler)
+        check = check or self._check
 
-        def requests(call: Call, raw: Any) -> Any:
-            return self._read_stream(call, raw, read) if handler.request_streaming else _admitted(call, read(raw))
+        async def requests(call: Call, raw: AsyncIterator[bytes]) -> Any:
+            if handler.request_streaming:
+                return self._read_stream(call, raw, read, check)
+            body = await self._bodies.read(call)
+            check(body)
+            return _admitted(call, read(body))
 
-        async def answer(raw: Any, context: Context) -> bytes:
+        async def answer(raw: AsyncIterator[bytes], context: Context) -> bytes:
             async with self.around(method, context) as call:
-                return write(await behaviour(requests(call, raw), context))
+                return write(await behaviour(await requests(call, raw), context))
 
-        async def answer_stream(raw: Any, context: Context) -> None:
+        async def answer_stream(raw: AsyncIterator[bytes], context: Context) -> None:
             # Written, not yielded: a cancelled call then always ends inside the interceptors.
             async with (
                 self.around(method, context) as call,
-                aclosing(behaviour(requests(call, raw), context)) as answers,
+                aclosing(behaviour(await requests(call, raw), context)) as answers,
             ):
                 async for message in answers:
                     await context.write(write(message))
 
-        return _handler(handler, answer_stream if handler.response_streaming else answer)
+        if handler.response_streaming:
+            return grpc.stream_stream_rpc_method_handler(cast("Any", answer_stream))
+        return grpc.stream_unary_rpc_method_handler(cast("Any", answer))
 
     @asynccontextmanager
     async def around(self, method: Method, context: Context) -> AsyncIterator[Call]:
@@ -118,9 +118,10 @@ class Pipeline:
             yield call
 
     async def _read_stream(
-        self, call: Call, raw: AsyncIterator[bytes], read: Callable[[bytes], Message]
+        self, call: Call, raw: AsyncIterator[bytes], read: Callable[[bytes], Message], check: BodyCheck
     ) -> AsyncIterator[Message]:
         async for data in self._pacing(call, raw):
+            check(data)
             yield _admitted(call, read(data))
 
 
@@ -149,16 +150,6 @@ def _deserializer(handler: Handler) -> Callable[[bytes], Message]:
             raise InferplaneError(ErrorReason.ERROR_REASON_MALFORMED_REQUEST) from error
 
     return read
-
-
-def _handler(shape: Handler, behaviour: Callable[[Any, Context], Awaitable[Any]]) -> Handler:
-    if shape.request_streaming:
-        make = (
-            grpc.stream_stream_rpc_method_handler if shape.response_streaming else grpc.stream_unary_rpc_method_handler
-        )
-    else:
-        make = grpc.unary_stream_rpc_method_handler if shape.response_streaming else grpc.unary_unary_rpc_method_handler
-    return make(cast("Any", behaviour))
 
 
 class _UnknownMethods(grpc.GenericRpcHandler):

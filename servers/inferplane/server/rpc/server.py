@@ -8,8 +8,10 @@ import grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from inferplane.server.rpc import health
+from inferplane.server.rpc.bodies import BodyReader
 from inferplane.server.rpc.interceptors import Guards, interceptors
-from inferplane.server.rpc.pipeline import Handler, Pipeline, RunningCalls
+from inferplane.server.rpc.pipeline import BodyCheck, Handler, Pipeline, at_most
+from inferplane.server.rpc.running import RunningCalls
 from inferplane.server.rpc.standard_protos import LayeredPool
 from inferplane.server.settings import Settings
 
@@ -17,6 +19,10 @@ __all__ = ["RpcServer"]
 
 REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 METADATA_LIMIT = 64 << 10
+LOOKAHEAD = 64 << 10
+NEVER = 2**31 - 1
+USUAL_BODY = 1 << 20
+"""Bytes of a request where its service allows no more: to parse 4 MiB of empty parts would take half a second."""
 STREAM_FAREWELL = 0.2
 
 
@@ -28,13 +34,18 @@ def channel_arguments(settings: Settings, max_message_size: int) -> list[tuple[s
         # Both the same: in between, gRPC rejects at random. Over-long tokens below it get a precise answer.
         ("grpc.max_metadata_size", METADATA_LIMIT),
         ("grpc.absolute_max_metadata_size", METADATA_LIMIT),
-        ("grpc.max_concurrent_streams", 1000),
+        # What nobody has read yet of a body stays small: 64 KiB a stream, whatever the network could carry.
+        ("grpc.http2.bdp_probe", 0),
+        ("grpc.http2.lookahead_bytes", LOOKAHEAD),
+        ("grpc.max_concurrent_streams", settings.max_streams_per_connection),
+        ("grpc.max_allowed_incoming_connections", settings.max_connections),
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 20_000),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
         ("grpc.max_connection_age_ms", int(settings.max_connection_age * 1000)),
-        ("grpc.max_connection_age_grace_ms", int(settings.drain_grace * 1000)),
+        # Streams are ended by us, with a reason; gRPC would just cut them.
+        ("grpc.max_connection_age_grace_ms", NEVER),
         ("grpc.so_reuseport", 1),
         ("grpc.enable_channelz", 0),
     ]
@@ -58,18 +69,30 @@ class RpcServer:
 
     def __init__(self, settings: Settings, guards: Guards, *, max_message_size: int) -> None:
         self.health = health.HealthBoard()
-        self.calls = RunningCalls()
-        self._pipeline = Pipeline(interceptors(guards), guards.deadlines.pace, self.calls)
+        self.calls = RunningCalls(settings.max_connection_age)
+        self.bodies = BodyReader(max_message_size, settings.slow_body_budget, settings.unary_deadline)
+        self._pipeline = Pipeline(
+            interceptors(guards), guards.deadlines.pace, self.calls, self.bodies, at_most(USUAL_BODY)
+        )
         self._server = grpc.aio.server(options=channel_arguments(settings, max_message_size))
         self._services: list[str] = []
         self._grace = settings.drain_grace
+        self._sweeping: list[asyncio.Task[None]] = []
 
-    def add_service(self, register: Callable[[Any, Any], None], servicer: object, needs: tuple[str, ...]) -> None:
-        """Register a servicer by its generated function; `needs` names what its health depends on."""
+    def add_service(
+        self,
+        register: Callable[[Any, Any], None],
+        servicer: object,
+        needs: tuple[str, ...],
+        *,
+        checks: Mapping[str, BodyCheck] | None = None,
+    ) -> None:
+        """Register a servicer by its generated function; `needs` names what its health depends on, `checks` what the
+        bodies of some of its methods must pass in place of the usual limit."""
         collector = _HandlerCollector()
         register(servicer, collector)
         for service, handlers in collector.handlers.items():
-            self.add_handlers(service, handlers, needs)
+            self.add_handlers(service, handlers, needs, checks=checks)
 
     def add_handlers(
         self,
@@ -78,9 +101,10 @@ class RpcServer:
         needs: tuple[str, ...],
         *,
         fused: Mapping[str, Handler] | None = None,
+        checks: Mapping[str, BodyCheck] | None = None,
     ) -> None:
         """Register handlers by name. Those in `fused` do the interceptors' work themselves."""
-        wrapped = self._pipeline.wrap_service(service, handlers) | dict(fused or {})
+        wrapped = self._pipeline.wrap_service(service, handlers, checks) | dict(fused or {})
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, wrapped),))
         self._services.append(service)
         self.health.add(service, needs)
@@ -92,6 +116,7 @@ class RpcServer:
         self._server.add_generic_rpc_handlers((self._pipeline.unknown(),))
         ports = [self._server.add_insecure_port(address) for address in addresses]
         await self._server.start()
+        self._sweeping = [asyncio.create_task(self.bodies.sweep()), asyncio.create_task(self.calls.sweep())]
         return ports
 
     async def stop(self) -> None:
@@ -102,6 +127,8 @@ class RpcServer:
         await stopping
         # The server returns before the handlers of calls that it aborted are through.
         await self.calls.finished()
+        for task in self._sweeping:
+            task.cancel()
 
     def _main_needs(self) -> frozenset[str]:
         return self.health.needs(self._services[0]) if self._services else frozenset()

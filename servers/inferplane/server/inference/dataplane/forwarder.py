@@ -1,162 +1,193 @@
-"""The data plane: one fused handler from a caller's bytes to Triton's and back.
-
-It does what the interceptors do for other methods, in one function and without a log line: the prediction record
-is its access log.
-"""
+"""One prediction on its way: admitted, in turn between callers, to Triton and back."""
 
 import asyncio
+import re
 import time
-from collections.abc import AsyncIterator, Callable
-from typing import Any, Never
+from typing import NamedTuple
 
 import grpc
-from tritonclient.grpc import service_pb2
 
 from inferplane.common.v1.access_pb2 import Permission
 from inferplane.common.v1.errors_pb2 import ErrorReason
-from inferplane.server.access.admission import denied
+from inferplane.server.access.admission import Admission
 from inferplane.server.access.principal import Principal
-from inferplane.server.access.snapshot import PolicySnapshot, Route
-from inferplane.server.errors import InferplaneError
-from inferplane.server.inference.dataplane.request import InferRequest, check_inputs, read_infer_request
-from inferplane.server.inference.records.recorder import Noted, Recorder
+from inferplane.server.access.snapshot import Route, Target
+from inferplane.server.errors import InferplaneError, invalid_field
+from inferplane.server.fairness import FairGate, GateFullError
+from inferplane.server.inference.dataplane.answer import Answer, Output, UnfitAnswerError, read_answer
+from inferplane.server.inference.dataplane.outcome import Attempt, Outcomes
+from inferplane.server.inference.dataplane.request import (
+    InferRequest,
+    check_request,
+    raw_contents,
+    read_envelope,
+    read_head,
+)
+from inferplane.server.inference.dataplane.templates import Templates
+from inferplane.server.inference.records.labels import MAX_KEPT, label_source
 from inferplane.server.inference.triton_link import RawCall, TritonLink, from_triton
-from inferplane.server.limits import MAX_CLIENT_REQUEST_ID
-from inferplane.server.rpc.errors import status_code
+from inferplane.server.names import MODEL_ID
 
-__all__ = ["PREDICTION_ID_KEY", "Forwarder", "Prediction"]
+__all__ = ["Forwarder", "Window"]
 
-PREDICTION_ID_KEY = "inferplane-prediction-id"
 _PREDICT = Permission.PERMISSION_PREDICT
+_NAME = re.compile(MODEL_ID)
 
 
-class Prediction:
-    """One call on its way: who asked, what for, and since when."""
-
-    __slots__ = ("arrived_ns", "caller", "client_request_id", "id", "request", "route", "started_ns")
-
-    def __init__(self, prediction_id: str, caller: str, request: InferRequest, route: Route) -> None:
-        self.id = prediction_id
-        self.caller = caller
-        self.request = request
-        self.route = route
-        self.client_request_id = _client_id(request.head.id)
-        self.arrived_ns = time.time_ns()
-        self.started_ns = time.monotonic_ns()
+CALL_COST = 64 << 10
+REQUESTS = 256
+ANSWERS = 4
 
 
-def _client_id(text: str) -> str:
-    return text.encode()[:MAX_CLIENT_REQUEST_ID].decode(errors="ignore").replace("\0", "") if text else ""
+class Window(NamedTuple):
+    """How much is under way to Triton at once, and how much may wait for it; all in bytes, of all callers and of one.
+
+    A call counts as its body and CALL_COST, so 64 small calls of one caller, or a few large ones, are under way:
+    enough to keep Triton busy, few enough that another caller's next call does not wait long.
+    """
+
+    capacity: int = 128 << 20
+    each: int = 4 << 20
+    waiting: int = 512 << 20
+    waiting_each: int = 128 << 20
 
 
 class Forwarder:
-    """Authorizes, checks, forwards and notes predictions. `cap` is the longest a call may take, in seconds."""
+    """Authorizes, checks and forwards predictions, and sees to it that each has its outcome. `cap` is the longest a
+    call may take, in seconds."""
 
-    def __init__(self, link: TritonLink, policy: Callable[[], PolicySnapshot], recorder: Recorder, cap: float) -> None:
-        self._infer: RawCall = link.raw_unary("ModelInfer")
-        self._stream: RawCall = link.raw_stream("ModelStreamInfer")
-        self._metadata = link.metadata
-        self._policy = policy
-        self._recorder = recorder
-        self._cap = cap
-
-    def admit(self, principal: Principal, prediction_id: str, data: bytes) -> Prediction:
-        """Read a request and let it pass, or raise: PERMISSION_DENIED, DEPLOYMENT_NOT_FOUND, INVALID_FIELD, …"""
-        request = read_infer_request(data)
-        snapshot = self._policy()
-        name = request.head.model_name
-        if not snapshot.allows(principal.subject, _PREDICT, name):
-            raise denied(_PREDICT, name[:128])
-        route = snapshot.routes.get(name)
-        if route is None:
-            raise InferplaneError(ErrorReason.ERROR_REASON_DEPLOYMENT_NOT_FOUND, deployment=name)
-        prediction = Prediction(prediction_id, principal.subject, request, route)
-        if not route.ready:
-            self._fail(prediction, InferplaneError(ErrorReason.ERROR_REASON_DEPLOYMENT_NOT_READY, retry_after=1.0))
-        if request.head.model_version not in ("", str(route.target.version)):
-            self._fail(prediction, InferplaneError(ErrorReason.ERROR_REASON_MODEL_VERSION_NOT_FOUND, deployment=name))
-        try:
-            check_inputs(request, route.target.signature)
-        except InferplaneError as error:
-            self._fail(prediction, error)
-        return prediction
-
-    async def forward(self, prediction: Prediction, data: bytes, remaining: float | None) -> bytes:
-        """Triton's answer to an admitted request; the call is recorded whatever becomes of it."""
-        timeout = self._cap if remaining is None else min(self._cap, remaining)
-        try:
-            answer: bytes = await self._infer(data, metadata=self._metadata, timeout=timeout)
-        except grpc.aio.AioRpcError as error:
-            self._fail(prediction, from_triton(error))
-        except asyncio.CancelledError:
-            self._note(prediction, grpc.StatusCode.CANCELLED, b"")
-            raise
-        self._note(prediction, grpc.StatusCode.OK, answer)
-        return answer
-
-    async def forward_stream(
-        self, admitted: AsyncIterator[tuple[Prediction, bytes]], answer: Callable[[Prediction, bytes], Any]
+    def __init__(
+        self, link: TritonLink, admission: Admission, outcomes: Outcomes, cap: float, window: Window | None = None
     ) -> None:
-        """Pass admitted requests on and each answer back, in order: models from ONNX answer each request once."""
-        waiting: asyncio.Queue[Prediction] = asyncio.Queue()
-        stream = self._stream(metadata=self._metadata)
-
-        async def pump() -> None:
-            try:
-                async for prediction, data in admitted:
-                    waiting.put_nowait(prediction)
-                    await stream.write(data)
-                await stream.done_writing()
-            except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-                # Triton's side has ended; whoever reads from it learns why.
-                return
-            except BaseException:
-                stream.cancel()
-                raise
-
-        pumping = asyncio.create_task(pump())
-        try:
-            async for data in stream:
-                prediction = waiting.get_nowait()
-                self._note(prediction, *_stream_outcome(data))
-                await answer(prediction, data)
-            await pumping
-        except (grpc.aio.AioRpcError, asyncio.CancelledError) as error:
-            # If the caller's side failed first, that is the reason.
-            if pumping.done() and not pumping.cancelled() and (cause := pumping.exception()) is not None:
-                raise cause from None
-            if isinstance(error, grpc.aio.AioRpcError):
-                raise from_triton(error) from error
-            raise
-        finally:
-            pumping.cancel()
-            stream.cancel()
-            while not waiting.empty():
-                self._note(waiting.get_nowait(), grpc.StatusCode.CANCELLED, b"")
-
-    def _fail(self, prediction: Prediction, error: InferplaneError) -> Never:
-        self._note(prediction, status_code(error.reason), b"")
-        raise error
-
-    def _note(self, prediction: Prediction, code: grpc.StatusCode, answer: bytes) -> None:
-        route = prediction.route
-        self._recorder.note(
-            Noted(
-                prediction.id,
-                prediction.client_request_id,
-                prediction.caller,
-                route,
-                prediction.arrived_ns,
-                time.monotonic_ns() - prediction.started_ns,
-                code.value[0],
-                answer if route.target.label_output else b"",
-            )
+        self._infer: RawCall = link.raw_unary("ModelInfer")
+        self._metadata = link.metadata
+        self._admission = admission
+        self._outcomes = outcomes
+        self._cap = cap
+        self._known: Templates[_Admitted] = Templates(REQUESTS)
+        window = window or Window()
+        self._gate = FairGate(
+            capacity=window.capacity, each=window.each, waiting=window.waiting, waiting_each=window.waiting_each
         )
 
+    async def predict(
+        self, principal: Principal, prediction_id: str, body: bytes, remaining: float | None = None
+    ) -> Answer:
+        """The answer to a serialised ModelInferRequest; the call is counted and recorded whatever becomes of it.
 
-def _stream_outcome(data: bytes) -> tuple[grpc.StatusCode, bytes]:
-    """The status of one streamed answer and the bytes of its ModelInferResponse."""
-    message = service_pb2.ModelStreamInferResponse.FromString(data)
-    if message.error_message:
-        return grpc.StatusCode.INVALID_ARGUMENT, b""
-    return grpc.StatusCode.OK, message.infer_response.SerializeToString()
+        `remaining` is how long, in seconds, the caller waits. Raises PERMISSION_DENIED, DEPLOYMENT_NOT_FOUND,
+        DEPLOYMENT_NOT_READY, MODEL_VERSION_NOT_FOUND, INVALID_FIELD, MALFORMED_REQUEST, OVERLOADED, INFERENCE_FAILED,
+        and what Triton says of the input.
+        """
+        attempt = Attempt(prediction_id, principal.subject)
+        deadline = time.monotonic() + (self._cap if remaining is None else min(self._cap, remaining))
+        try:
+            admitted = self._admit(attempt, principal, body)
+            data = await self._forward(principal.subject, body, deadline)
+            assert attempt.route is not None  # noqa: S101 - what was admitted was routed
+            answer = _checked(data, admitted, attempt.route)
+            labels = None
+            if (output := _label_output(answer)) is not None:
+                content = answer.content(output)
+                if len(content) <= MAX_KEPT:
+                    labels = label_source(output.datatype, output.shape, content)
+                else:
+                    labels = await asyncio.to_thread(label_source, output.datatype, output.shape, content)
+        except BaseException as error:
+            self._outcomes.failed(attempt, error)
+            raise
+        self._outcomes.succeeded(attempt, answer.target, labels)
+        return answer
+
+    def _admit(self, attempt: Attempt, principal: Principal, body: bytes) -> "_Admitted":
+        """Nothing but the name is looked at, or kept, of a request whose caller may not make it."""
+        admitted = self._known.find(body)
+        envelope = None
+        if admitted is None:
+            envelope = read_envelope(body)
+            name = envelope.name
+            if _NAME.fullmatch(name) is None:
+                raise invalid_field("model_name", f"must match {MODEL_ID}, and '{name[:64]}' does not")
+        else:
+            name = admitted.name
+        self._admission.authorize(principal, _PREDICT, name)
+        route = attempt.route = self._admission.policy().routes.get(name)
+        if route is None:
+            raise InferplaneError(ErrorReason.ERROR_REASON_DEPLOYMENT_NOT_FOUND, deployment=name)
+        if admitted is not None and admitted.target is route.target and route.ready:
+            return admitted
+        request = read_head(envelope or read_envelope(body))
+        attempt.named(request.head.id)
+        _check(request, route)
+        admitted = _Admitted(name, route.target, request.requested if request.head.outputs else {})
+        if not request.head.id:
+            self._known.remember(body, raw_contents(body), admitted)
+        return admitted
+
+    async def _forward(self, caller: str, body: bytes, deadline: float) -> bytes:
+        cost = len(body) + CALL_COST
+        if not self._gate.try_enter(caller, cost):
+            await self._wait(caller, cost, deadline)
+        try:
+            timeout = deadline - time.monotonic()
+            answer: bytes = await self._infer(body, metadata=self._metadata, timeout=timeout)
+        except grpc.aio.AioRpcError as error:
+            raise from_triton(error) from error
+        finally:
+            self._gate.leave(caller, cost)
+        return answer
+
+    async def _wait(self, caller: str, cost: int, deadline: float) -> None:
+        try:
+            async with asyncio.timeout(deadline - time.monotonic()):
+                await self._gate.enter(caller, cost)
+        except GateFullError:
+            raise InferplaneError.overloaded("too many predictions wait") from None
+        except TimeoutError:
+            raise InferplaneError(ErrorReason.ERROR_REASON_DEADLINE_EXCEEDED) from None
+
+
+class _Admitted:
+    """What is known of a request that was checked, and of the answers to requests like it."""
+
+    __slots__ = ("answers", "name", "requested", "target")
+
+    def __init__(self, name: str, target: Target, requested: dict[str, int]) -> None:
+        self.name = name
+        self.target = target
+        self.requested = requested
+        self.answers: Templates[tuple[Target, tuple[Output, ...]]] = Templates(ANSWERS)
+
+
+def _check(request: InferRequest, route: Route) -> None:
+    if not route.ready:
+        raise InferplaneError(ErrorReason.ERROR_REASON_DEPLOYMENT_NOT_READY, retry_after=1.0)
+    version = request.head.model_version
+    if version and version != str(route.target.version):
+        raise InferplaneError(
+            ErrorReason.ERROR_REASON_MODEL_VERSION_NOT_FOUND,
+            deployment=route.deployment,
+            version=str(route.target.version),
+        )
+    check_request(request, route.target.signature)
+
+
+def _checked(data: bytes, admitted: _Admitted, route: Route) -> Answer:
+    """The answer, once it is seen to be what the version promises; raises INFERENCE_FAILED."""
+    known = admitted.answers.find(data)
+    # The version that answered may have been replaced since.
+    if known is not None and known[0] in (route.target, route.incoming):
+        return Answer(data, route.deployment, *known)
+    try:
+        answer = read_answer(data, route, admitted.requested)
+    except UnfitAnswerError as error:
+        detail = f"its answer does not fit the version's signature: {error}"
+        raise InferplaneError(ErrorReason.ERROR_REASON_INFERENCE_FAILED, detail=detail) from error
+    contents = [(output.start, output.end) for output in answer.outputs]
+    admitted.answers.remember(data, contents, (answer.target, answer.outputs))
+    return answer
+
+
+def _label_output(answer: Answer) -> Output | None:
+    wanted = answer.target.label_output
+    return next((output for output in answer.outputs if output.name == wanted), None) if wanted else None

@@ -1,30 +1,22 @@
 """The Open Inference Protocol as Triton speaks it, for unmodified Triton clients."""
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import grpc
 from tritonclient.grpc import service_pb2
 
 from inferplane.common.v1.errors_pb2 import ErrorReason
-from inferplane.server.access.admission import Admission
 from inferplane.server.access.snapshot import PolicySnapshot
 from inferplane.server.errors import InferplaneError
-from inferplane.server.ids import uuid7
-from inferplane.server.inference.dataplane.forwarder import PREDICTION_ID_KEY, Forwarder, Prediction
-from inferplane.server.inference.triton_link import SERVICE, TritonLink, from_triton
-from inferplane.server.names import subject_of
-from inferplane.server.rpc.call import Call, Context
-from inferplane.server.rpc.interceptors.deadlines import DeadlinePolicy
-from inferplane.server.rpc.interceptors.error_translation import error_translation
-from inferplane.server.rpc.interceptors.request_identity import REQUEST_ID_KEY
-from inferplane.server.rpc.methods import method_of
-from inferplane.server.rpc.pipeline import Handler, RunningCalls
+from inferplane.server.inference.triton_link import TritonLink, from_triton
+from inferplane.server.rpc.call import Context
+from inferplane.server.rpc.pipeline import Handler
 
-__all__ = ["fused_handlers", "governed_handlers"]
+__all__ = ["governed_handlers"]
 
 FORWARDED = ("ServerLive", "ServerReady", "ServerMetadata")
-OF_A_MODEL = ("ModelReady", "ModelMetadata", "ModelConfig", "ModelStatistics")
+OF_A_MODEL = ("ModelMetadata", "ModelConfig", "ModelStatistics")
 FUSED = ("ModelInfer", "ModelStreamInfer")
 
 
@@ -37,12 +29,15 @@ def governed_handlers(link: TritonLink, policy: Callable[[], PolicySnapshot]) ->
             continue
         request = getattr(service_pb2, method.input_type.name)
         if method.name in FORWARDED:
-            behaviour = _forward(link, method.name, lambda _request: None)
+            behaviour, read = _forward(link, method.name, lambda _request: None), request.FromString
+        elif method.name == "ModelReady":
+            behaviour, read = _ready(link, policy), request.FromString
         elif method.name in OF_A_MODEL:
-            behaviour = _forward(link, method.name, _deployed(policy))
+            behaviour, read = _forward(link, method.name, _deployed(policy)), request.FromString
         else:
-            behaviour = _refuse
-        handlers[method.name] = grpc.unary_unary_rpc_method_handler(behaviour, request.FromString, bytes)
+            # Not even parsed.
+            behaviour, read = _refuse, None
+        handlers[method.name] = grpc.unary_unary_rpc_method_handler(behaviour, read, bytes)
     return handlers
 
 
@@ -61,10 +56,25 @@ def _forward(link: TritonLink, method: str, check: Callable[[Any], None]) -> Cal
     return forward
 
 
+def _ready(link: TritonLink, policy: Callable[[], PolicySnapshot]) -> Callable[..., Any]:
+    """As Triton does it: a model that is not there is not ready."""
+    forward = _forward(link, "ModelReady", _deployed(policy))
+    not_ready: bytes = service_pb2.ModelReadyResponse(ready=False).SerializeToString()
+
+    async def ready(request: Any, context: Context) -> bytes:
+        route = policy().routes.get(request.name)
+        if route is None or not route.ready or request.version not in ("", str(route.target.version)):
+            return not_ready
+        answer: bytes = await forward(request, context)
+        return answer
+
+    return ready
+
+
 def _deployed(policy: Callable[[], PolicySnapshot]) -> Callable[[Any], None]:
     def check(request: Any) -> None:
         # A Triton of the user's own may hold models that were never deployed here: they are not ours to show.
-        if subject_of(request.name) not in policy().routes:
+        if request.name not in policy().routes:
             raise InferplaneError(ErrorReason.ERROR_REASON_DEPLOYMENT_NOT_FOUND, deployment=request.name)
 
     return check
@@ -72,45 +82,3 @@ def _deployed(policy: Callable[[], PolicySnapshot]) -> Callable[[Any], None]:
 
 async def _refuse(_request: Any, _context: Context) -> bytes:
     raise InferplaneError(ErrorReason.ERROR_REASON_METHOD_REFUSED)
-
-
-def fused_handlers(
-    forwarder: Forwarder, admission: Admission, calls: RunningCalls, deadlines: DeadlinePolicy
-) -> Mapping[str, Handler]:
-    """ModelInfer and ModelStreamInfer, which do the interceptors' work themselves."""
-    infer = method_of(SERVICE, "ModelInfer", streams=False)
-    stream = method_of(SERVICE, "ModelStreamInfer", streams=True)
-
-    async def authenticated(call: Call) -> None:
-        call.principal = await admission.authenticate(call.context.invocation_metadata() or ())
-
-    async def model_infer(data: bytes, context: Context) -> bytes:
-        call = Call(infer, context)
-        with calls.tracking(call):
-            async with error_translation(call):
-                await authenticated(call)
-                context.set_trailing_metadata(((PREDICTION_ID_KEY, call.request_id), (REQUEST_ID_KEY, call.request_id)))
-                prediction = forwarder.admit(call.principal, call.request_id, data)
-                return await forwarder.forward(prediction, data, context.time_remaining())
-
-    async def model_stream_infer(requests: AsyncIterator[bytes], context: Context) -> None:
-        call = Call(stream, context)
-
-        async def admitted() -> AsyncIterator[tuple[Prediction, bytes]]:
-            async for data in deadlines.pace(call, requests):
-                yield forwarder.admit(call.principal, str(uuid7()), data), data
-
-        async def answer(_prediction: Prediction, data: bytes) -> None:
-            await context.write(data)
-
-        with calls.tracking(call):
-            async with error_translation(call):
-                await authenticated(call)
-                await forwarder.forward_stream(admitted(), answer)
-
-    unary: Any = model_infer
-    streaming: Any = model_stream_infer
-    return {
-        "ModelInfer": grpc.unary_unary_rpc_method_handler(unary),
-        "ModelStreamInfer": grpc.stream_stream_rpc_method_handler(streaming),
-    }

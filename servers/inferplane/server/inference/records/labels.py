@@ -1,47 +1,74 @@
-"""Predicted classes, read from a model's answer."""
+"""Predicted classes, read from the output of a model that holds them."""
 
 import struct
 
 import numpy as np
-from tritonclient.grpc import service_pb2
 
 from inferplane.server.limits import MAX_LABEL_LENGTH, MAX_LABELS
 from inferplane.server.tensors import NUMPY_TYPES
 
-__all__ = ["predicted_labels"]
+__all__ = ["LabelSource", "label_source"]
+
+MAX_KEPT = 4 << 10
+"""Bytes of an output that are kept until its labels are read behind the call's back; of a larger one the labels."""
 
 
-def predicted_labels(response: bytes, output: str) -> list[str]:
-    """One label for each row of the output named `output`, or nothing where the answer does not hold it.
+class LabelSource:
+    """What is kept of an output until somebody wants its labels: a copy of few bytes, so that the answer is let go."""
 
-    Integers (BOOL as 0 and 1) become their digits, BYTES their text; of floating-point scores of shape [N, C] the
-    index of each row's largest. An answer of more than MAX_LABELS rows is not measured and gives nothing.
+    __slots__ = ("_content", "_datatype", "_labels", "_shape")
+
+    def __init__(self, datatype: str, shape: tuple[int, ...], content: bytes, labels: list[str] | None = None) -> None:
+        self._datatype = datatype
+        self._shape = shape
+        self._content = content
+        self._labels = labels
+
+    @property
+    def size(self) -> int:
+        """About how many bytes this keeps."""
+        kept = len(self._content)
+        return kept if self._labels is None else sum(map(len, self._labels))
+
+    def labels(self) -> list[str]:
+        """One label for each row. Raises ValueError where the bytes do not hold what they should."""
+        return _labels(self._datatype, self._shape, self._content) if self._labels is None else self._labels
+
+
+def label_source(datatype: str, shape: tuple[int, ...], content: bytes | memoryview) -> LabelSource:
+    """Take what is needed of an output. Scores of a large one are compared here and now: call it off the loop where
+    `content` holds more than MAX_KEPT bytes."""
+    if len(content) <= MAX_KEPT:
+        return LabelSource(datatype, shape, bytes(content))
+    return LabelSource(datatype, shape, b"", _labels(datatype, shape, content))
+
+
+def _labels(datatype: str, shape: tuple[int, ...], content: bytes | memoryview) -> list[str]:
+    """One label for each row; none where there are more than MAX_LABELS rows.
+
+    Integers (BOOL as 0 and 1) become their digits, BYTES their text; of floating-point scores of shape [N, C] the index
+    of each row's largest.
     """
-    answer = service_pb2.ModelInferResponse.FromString(response)
-    names = [tensor.name for tensor in answer.outputs]
-    if output not in names:
-        return []
-    index = names.index(output)
-    tensor = answer.outputs[index]
-    raw = answer.raw_output_contents[index] if index < len(answer.raw_output_contents) else b""
-    if tensor.datatype == "BYTES":
-        texts = _texts(raw)
+    if datatype == "BYTES":
+        texts = _texts(content)
         if len(texts) > MAX_LABELS:
             return []
         return [text.decode(errors="replace").replace("\0", "\ufffd")[:MAX_LABEL_LENGTH] for text in texts]
-    values = np.frombuffer(raw, NUMPY_TYPES[tensor.datatype]).reshape(tuple(tensor.shape))
-    if tensor.datatype == "BOOL":
+    if datatype not in NUMPY_TYPES or not shape or shape[0] > MAX_LABELS:
+        return []
+    values = np.frombuffer(content, NUMPY_TYPES[datatype]).reshape(shape)
+    if datatype == "BOOL":
         values = values.view("u1")
-    if tensor.datatype.startswith("FP"):
+    if datatype.startswith("FP"):
         values = values.reshape(len(values), -1).argmax(axis=1)
-    return [] if values.size > MAX_LABELS else [str(value) for value in values.astype(object).reshape(-1)]
+    return [] if values.size > MAX_LABELS else [str(value) for value in values.reshape(-1).tolist()]
 
 
-def _texts(raw: bytes) -> list[bytes]:
+def _texts(content: bytes | memoryview) -> list[bytes]:
     texts: list[bytes] = []
     position = 0
-    while position + 4 <= len(raw) and len(texts) <= MAX_LABELS:
-        (length,) = struct.unpack_from("<I", raw, position)
-        texts.append(raw[position + 4 : position + 4 + length])
+    while position + 4 <= len(content) and len(texts) <= MAX_LABELS:
+        (length,) = struct.unpack_from("<I", content, position)
+        texts.append(bytes(content[position + 4 : position + 4 + min(length, 4 * MAX_LABEL_LENGTH)]))
         position += 4 + length
     return texts

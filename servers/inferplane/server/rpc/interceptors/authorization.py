@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 
 from google.protobuf.message import Message
 
@@ -44,12 +45,16 @@ def authorization(admission: Admission) -> Interceptor:
 def _authorize_permission(call: Call, rule: PermissionRule, admission: Admission) -> None:
     if call.principal.workload in rule.workloads:
         return
-    admission.authorize_somewhere(call.principal, rule.permission)
+    somewhere = partial(admission.authorize_somewhere, call.principal, rule.permission)
+    somewhere()
+    call.standing.append(somewhere)
     match rule.WhichOneof("target"):
         case "installation":
             admission.authorize(call.principal, rule.permission, INSTALLATION)
         case "fields":
-            call.checks.append(_FieldsCheck(call.principal, rule, admission))
+            check = _FieldsCheck(call.principal, rule, admission)
+            call.checks.append(check)
+            call.standing.append(check.again)
         case "filtered":
             pass
         case _:
@@ -78,3 +83,8 @@ class _FieldsCheck:
                 raise invalid_field(path, str(error)) from None
             self._admission.authorize(self._principal, self._rule.permission, name)
             self._seen[path] = value
+
+    def again(self) -> None:
+        """Raises PERMISSION_DENIED where what was named so far is not allowed any more."""
+        for value in self._seen.values():
+            self._admission.authorize(self._principal, self._rule.permission, subject_of(value))

@@ -36,15 +36,14 @@ def _interpret(call: Call, error: BaseException) -> InferplaneError:
         if status_code(error.reason) is grpc.StatusCode.INTERNAL:
             log.error("internal_error", method=call.method.path, exc_info=error)
         return error
-    if isinstance(error, asyncio.CancelledError):
-        return InferplaneError(ErrorReason.ERROR_REASON_SHUTTING_DOWN, retry_after=0.1)
     log.error("unhandled_exception", method=call.method.path, exc_info=error)
     return InferplaneError(ErrorReason.ERROR_REASON_INTERNAL)
 
 
 @asynccontextmanager
 async def error_translation(call: Call) -> AsyncIterator[None]:
-    """Cover exceptions, SystemExit in a handler (it would end the process) and the drain of a stopping server."""
+    """Cover exceptions, SystemExit and KeyboardInterrupt in a handler (they would end the process), and calls that
+    are ended from outside."""
     try:
         yield
     except grpc.aio.AbortError:
@@ -54,10 +53,10 @@ async def error_translation(call: Call) -> AsyncIterator[None]:
         call.code = grpc.StatusCode.CANCELLED
         if not call.method.streams:
             raise
-    except asyncio.CancelledError as error:
-        if not call.draining:
+    except asyncio.CancelledError:
+        if call.ending is None:
             call.code = grpc.StatusCode.CANCELLED
             raise
-        await abort(call, _interpret(call, error))
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - nothing may leave as it is
+        await abort(call, call.ending)
+    except (Exception, SystemExit, KeyboardInterrupt) as error:  # noqa: BLE001 - nothing may leave as it is
         await abort(call, _interpret(call, error))

@@ -1,0 +1,154 @@
+"""A gate that shares what is scarce between callers: places for calls, bytes in flight."""
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass, field
+
+__all__ = ["FairGate", "GateFullError"]
+
+
+class GateFullError(Exception):
+    """As much waits as may; come back later."""
+
+
+@dataclass(slots=True, eq=False)
+class _Turn:
+    """Work that waits for its turn."""
+
+    cost: int
+    admitted: "asyncio.Future[None]"
+
+
+@dataclass(slots=True)
+class _Share:
+    """What one caller has inside, and what of it waits outside."""
+
+    inside: int = 0
+    waiting: int = 0
+    queue: deque[_Turn] = field(default_factory=deque)
+    listed: bool = False
+    """Whether it stands in the line of callers who wait for room."""
+
+
+class FairGate:
+    """Lets work of a total cost of `capacity` in at once, `each` of one caller; what does not fit waits.
+
+    Callers who wait take turns, one piece of work a turn, so that nobody waits for more than one piece of each other
+    caller. At most a cost of `waiting` waits, `waiting_each` of one caller. Costs are in whatever unit the gate is
+    for; work that costs more than `each` gets in when its caller has nothing else inside, and above `capacity` when
+    nobody has. Of callers that have nothing here nothing is kept.
+    """
+
+    def __init__(self, *, capacity: int, each: int, waiting: int, waiting_each: int) -> None:
+        self._capacity = capacity
+        self._each = each
+        self._most_waiting = waiting
+        self._most_waiting_each = waiting_each
+        self._shares: dict[str, _Share] = {}
+        self._line: deque[str] = deque()
+        self.inside = 0
+        """The cost of all that is inside now."""
+        self.waiting = 0
+        """The cost of all that waits now."""
+
+    def try_enter(self, caller: str, cost: int) -> bool:
+        """Enter if that needs no waiting; then `leave` must follow."""
+        if self._line or not self._has_room(cost):
+            return False
+        share = self._shares.get(caller)
+        if share is None:
+            share = self._shares[caller] = _Share()
+        elif share.queue or not self._fits(share, cost):
+            return False
+        share.inside += cost
+        self.inside += cost
+        return True
+
+    async def enter(self, caller: str, cost: int) -> None:
+        """Enter, after waiting if need be; then `leave` must follow. Raises GateFullError at once."""
+        if self.try_enter(caller, cost):
+            return
+        share = self._shares.setdefault(caller, _Share())
+        if share.waiting + cost > self._most_waiting_each or self.waiting + cost > self._most_waiting:
+            self._drop_if_idle(caller, share)
+            raise GateFullError
+        turn = _Turn(cost, asyncio.get_running_loop().create_future())
+        share.queue.append(turn)
+        share.waiting += cost
+        self.waiting += cost
+        self._enlist(caller, share)
+        self._admit()
+        try:
+            await turn.admitted
+        except asyncio.CancelledError:
+            self._give_up(caller, share, turn)
+            raise
+
+    def leave(self, caller: str, cost: int) -> None:
+        """Make room for others. `cost` is what was given on entering."""
+        share = self._shares[caller]
+        share.inside -= cost
+        self.inside -= cost
+        self._enlist(caller, share)
+        self._drop_if_idle(caller, share)
+        if self._line:
+            self._admit()
+
+    def _has_room(self, cost: int) -> bool:
+        return self.inside + cost <= self._capacity or not self.inside
+
+    def _fits(self, share: _Share, cost: int) -> bool:
+        return share.inside + cost <= self._each or not share.inside
+
+    def _give_up(self, caller: str, share: _Share, turn: _Turn) -> None:
+        if not turn.admitted.cancelled():
+            # Let in at the very moment in which it was cancelled.
+            self.leave(caller, turn.cost)
+            return
+        if turn in share.queue:
+            share.queue.remove(turn)
+            self._count_out(share, turn)
+        self._enlist(caller, share)
+        self._drop_if_idle(caller, share)
+        self._admit()
+
+    def _enlist(self, caller: str, share: _Share) -> None:
+        """Stand in line if the next piece of work fits the caller's own share."""
+        if not share.listed and share.queue and self._fits(share, share.queue[0].cost):
+            share.listed = True
+            self._line.append(caller)
+
+    def _admit(self) -> None:
+        """Let in, in turn, what there is room for."""
+        while self._line:
+            caller = self._line[0]
+            share = self._shares.get(caller)
+            if share is None or not share.queue or not self._fits(share, share.queue[0].cost):
+                self._line.popleft()
+                if share is not None:
+                    share.listed = False
+                    self._drop_if_idle(caller, share)
+                continue
+            if not self._has_room(share.queue[0].cost):
+                return
+            self._line.popleft()
+            share.listed = False
+            turn = share.queue.popleft()
+            self._count_out(share, turn)
+            # One that was cancelled has not been told yet.
+            if not turn.admitted.cancelled():
+                share.inside += turn.cost
+                self.inside += turn.cost
+                turn.admitted.set_result(None)
+            self._enlist(caller, share)
+            self._drop_if_idle(caller, share)
+
+    def _count_out(self, share: _Share, turn: _Turn) -> None:
+        share.waiting -= turn.cost
+        self.waiting -= turn.cost
+
+    def _drop_if_idle(self, caller: str, share: _Share) -> None:
+        idle = not share.inside and not share.queue and not share.listed
+        # The caller may have come back, with a new share, before one who gave up has got here.
+        if idle and self._shares.get(caller) is share:
+            del self._shares[caller]

@@ -1,0 +1,180 @@
+"""What became of a prediction: exactly one outcome a call feeds the metrics, the log and, where the call was
+authorized, the record."""
+
+import time
+from typing import Any
+
+import grpc
+import structlog
+from prometheus_client import CollectorRegistry, Counter, Histogram
+
+from inferplane.server.access.snapshot import Route, Target
+from inferplane.server.errors import InferplaneError
+from inferplane.server.inference.records.labels import LabelSource
+from inferplane.server.inference.records.notes import Note, Notes
+from inferplane.server.limits import MAX_CLIENT_REQUEST_ID
+from inferplane.server.rpc.errors import reason_name, status_code
+
+__all__ = ["Attempt", "Outcomes"]
+
+log = structlog.get_logger("predictions")
+
+BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+LOGGED_A_SECOND = 10
+"""Lines about calls that were refused, or that failed by their callers' fault: nobody must fill the disk with them."""
+_OF_THE_CALLER = frozenset(
+    {
+        grpc.StatusCode.INVALID_ARGUMENT,
+        grpc.StatusCode.CANCELLED,
+        grpc.StatusCode.NOT_FOUND,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+    }
+)
+
+
+class Attempt:
+    """A prediction that is asked for. `route` is None until its caller was authorized."""
+
+    __slots__ = ("arrived_ns", "caller", "client_request_id", "id", "route", "started_ns")
+
+    def __init__(self, prediction_id: str, caller: str) -> None:
+        self.id = prediction_id
+        self.caller = caller
+        self.route: Route | None = None
+        self.client_request_id = ""
+        self.arrived_ns = time.time_ns()
+        self.started_ns = time.monotonic_ns()
+
+    def named(self, text: str) -> None:
+        """Keep the id that the client gave to its request, within bounds."""
+        if text:
+            kept = text.encode()[:MAX_CLIENT_REQUEST_ID].decode(errors="ignore")
+            self.client_request_id = kept.replace("\0", "")
+
+
+class _Pace:
+    """Lets a number of log lines a second pass and counts the others."""
+
+    def __init__(self, a_second: int) -> None:
+        self._a_second = a_second
+        self._second = 0
+        self._passed = 0
+        self.suppressed = 0
+
+    def passes(self) -> bool:
+        """Whether one more line may be written now."""
+        second = int(time.monotonic())
+        if second != self._second:
+            self._second, self._passed = second, 0
+        self._passed += 1
+        if self._passed > self._a_second:
+            self.suppressed += 1
+            return False
+        return True
+
+    def take_suppressed(self) -> int:
+        """How many lines were not written since the last one."""
+        suppressed, self.suppressed = self.suppressed, 0
+        return suppressed
+
+
+class Outcomes:
+    """Counts, logs and notes outcomes.
+
+    `inferplane_predictions_total` counts authorized calls by deployment and status code, with
+    `inferplane_prediction_duration_seconds` of those that succeeded; `inferplane_predictions_refused_total` counts by
+    reason the calls that never were authorized for a deployment that is there.
+    """
+
+    def __init__(self, notes: Notes, registry: CollectorRegistry) -> None:
+        self._notes = notes
+        self._predictions = Counter(
+            "inferplane_predictions", "Predictions by outcome.", ("deployment", "code"), registry=registry
+        )
+        self._refused = Counter(
+            "inferplane_predictions_refused", "Predictions refused, by reason.", ("reason",), registry=registry
+        )
+        self._latency = Histogram(
+            "inferplane_prediction_duration_seconds", "Time per prediction that succeeded.", ("deployment",),
+            buckets=BUCKETS, registry=registry,
+        )  # fmt: skip
+        self._succeeded: dict[str, tuple[Any, Any]] = {}
+        self._pace = _Pace(LOGGED_A_SECOND)
+
+    def succeeded(self, attempt: Attempt, target: Target, labels: LabelSource | None) -> None:
+        """The call was answered by `target`."""
+        assert attempt.route is not None  # noqa: S101 - what was answered was routed
+        elapsed = time.monotonic_ns() - attempt.started_ns
+        deployment = attempt.route.deployment
+        metrics = self._succeeded.get(deployment)
+        if metrics is None:
+            # Deployments that are gone leave a few bytes; only what was deployed gets here.
+            metrics = self._predictions.labels(deployment, "0"), self._latency.labels(deployment)
+            self._succeeded[deployment] = metrics
+        metrics[0].inc()
+        metrics[1].observe(elapsed / 1e9)
+        self._note(attempt, target, elapsed, 0, labels)
+
+    def failed(self, attempt: Attempt, error: BaseException) -> None:
+        """The call ended with `error`: before it was authorized it is a refusal, which never fills a table."""
+        code, reason = _described(error)
+        if attempt.route is None:
+            self.refused(attempt.id, attempt.caller, code, reason)
+            return
+        elapsed = time.monotonic_ns() - attempt.started_ns
+        deployment = attempt.route.deployment
+        self._predictions.labels(deployment, str(code.value[0])).inc()
+        self._note(attempt, attempt.route.target, elapsed, code.value[0], None)
+        if code not in _OF_THE_CALLER or self._pace.passes():
+            log.warning(
+                "prediction_failed",
+                request_id=attempt.id,
+                deployment=deployment,
+                caller=attempt.caller,
+                code=code.name,
+                reason=reason,
+                milliseconds=round(elapsed / 1e6, 2),
+                exc_info=None if isinstance(error, InferplaneError) or reason == "CANCELLED" else error,
+            )
+
+    def refused(self, request_id: str, caller: str, code: grpc.StatusCode, reason: str) -> None:
+        """A call that was turned away."""
+        self._refused.labels(reason).inc()
+        if self._pace.passes():
+            log.warning(
+                "prediction_refused",
+                request_id=request_id,
+                caller=caller,
+                code=code.name,
+                reason=reason,
+                lines_suppressed=self._pace.take_suppressed() or None,
+            )
+
+    def turned_away(self, request_id: str, caller: str, error: BaseException) -> None:
+        """A call that ended with `error` before anything was asked."""
+        self.refused(request_id, caller, *_described(error))
+
+    def _note(self, attempt: Attempt, target: Target, elapsed_ns: int, status: int, labels: LabelSource | None) -> None:
+        assert attempt.route is not None  # noqa: S101 - only what was routed is recorded
+        self._notes.take(
+            Note(
+                attempt.id,
+                attempt.client_request_id,
+                attempt.caller,
+                attempt.route.deployment,
+                target,
+                attempt.arrived_ns,
+                elapsed_ns,
+                status,
+                labels,
+            )
+        )
+
+
+def _described(error: BaseException) -> tuple[grpc.StatusCode, str]:
+    if isinstance(error, InferplaneError):
+        return status_code(error.reason), reason_name(error.reason)
+    if isinstance(error, Exception | SystemExit | KeyboardInterrupt):
+        return grpc.StatusCode.INTERNAL, "INTERNAL"
+    return grpc.StatusCode.CANCELLED, "CANCELLED"

@@ -1,0 +1,125 @@
+"""One ModelStreamInfer: requests in, answers out in the order of the requests, each with an outcome of its own."""
+
+import asyncio
+import contextlib
+import time
+
+import grpc
+from google.protobuf.message import DecodeError
+from tritonclient.grpc import service_pb2
+
+from inferplane.common.v1.access_pb2 import Permission
+from inferplane.common.v1.errors_pb2 import ErrorReason
+from inferplane.server.access.admission import Admission
+from inferplane.server.errors import InferplaneError
+from inferplane.server.ids import uuid7_text
+from inferplane.server.inference.dataplane.forwarder import Forwarder
+from inferplane.server.inference.dataplane.wire import length_prefixed
+from inferplane.server.rpc.call import Call
+from inferplane.server.rpc.errors import public_message
+
+__all__ = ["IN_FLIGHT", "PredictionStream"]
+
+IN_FLIGHT = 16
+"""Requests of one stream that are read and not answered yet; more wait with their sender."""
+_INFER_RESPONSE = 2
+MAX_ECHOED_ID = 1024
+SEQUENCE = b"sequence_id"
+SEARCHED = 4 << 10
+MOST_NAMES = 64
+PREDICTION_ID_PARAMETER = "inferplane_prediction_id"
+
+
+class PredictionStream:
+    """Answers each request as ModelInfer would; one that is refused or fails is answered by an `error_message`, as
+    Triton does it, and the stream goes on. It is idle, and ends after `idle` seconds, where nothing arrives, nothing is
+    under way and no answer could be written."""
+
+    def __init__(self, call: Call, forwarder: Forwarder, admission: Admission, idle: float) -> None:
+        self._call = call
+        self._forwarder = forwarder
+        self._admission = admission
+        self._idle = idle
+        self._moved = time.monotonic()
+        self._answers: asyncio.Queue[asyncio.Task[bytes] | None] = asyncio.Queue(IN_FLIGHT)
+        self._under_way: set[asyncio.Task[bytes]] = set()
+        self._latest: asyncio.Task[bytes] | None = None
+        self._names: set[str] = set()
+        call.standing.append(self._check_progress)
+        call.standing.append(self._check_caller)
+
+    async def run(self) -> None:
+        """Serve until the client has said its last and has been answered."""
+        sides = [asyncio.create_task(self._read()), asyncio.create_task(self._write())]
+        try:
+            done, _ = await asyncio.wait(sides, return_when=asyncio.FIRST_EXCEPTION)
+            for side in done:
+                side.result()
+        finally:
+            remaining = [*sides, *self._under_way]
+            for task in remaining:
+                task.cancel()
+            await asyncio.gather(*remaining, return_exceptions=True)
+
+    async def _read(self) -> None:
+        while (data := await self._call.context.read()) is not grpc.aio.EOF:
+            self._moved = time.monotonic()
+            # Parts of one sequence reach Triton in order only if each waits for the one before it.
+            after = self._latest if SEQUENCE in data[:SEARCHED] else None
+            self._latest = task = asyncio.create_task(self._answer(data, after))
+            self._under_way.add(task)
+            task.add_done_callback(self._under_way.discard)
+            await self._answers.put(task)
+        await self._answers.put(None)
+
+    async def _write(self) -> None:
+        while (task := await self._answers.get()) is not None:
+            answer = await task
+            self._moved = time.monotonic()
+            await self._call.context.write(answer)
+            self._moved = time.monotonic()
+
+    async def _answer(self, data: bytes, after: "asyncio.Task[bytes] | None") -> bytes:
+        if after is not None:
+            await asyncio.wait([after])
+        prediction_id = uuid7_text()
+        try:
+            answer = await self._forwarder.predict(self._call.principal, prediction_id, data)
+        except InferplaneError as error:
+            return _refusal(error, data)
+        if len(self._names) < MOST_NAMES:
+            self._names.add(answer.deployment)
+        return length_prefixed(_INFER_RESPONSE, answer.data + _said_of_each(prediction_id))
+
+    def _check_caller(self) -> None:
+        """Whether the caller may still do what this stream has done so far."""
+        principal = self._call.principal
+        self._admission.confirm(principal)
+        self._admission.authorize_somewhere(principal, Permission.PERMISSION_PREDICT)
+        for name in self._names:
+            self._admission.authorize(principal, Permission.PERMISSION_PREDICT, name)
+
+    def _check_progress(self) -> None:
+        waiting_for_triton = any(not task.done() for task in self._under_way)
+        if not waiting_for_triton and time.monotonic() - self._moved > self._idle:
+            raise InferplaneError(ErrorReason.ERROR_REASON_STREAM_STALLED)
+
+
+def _said_of_each(prediction_id: str) -> bytes:
+    """Parameters to append to a serialised answer: its prediction's id, and that none follows, which clients of Triton
+    wait for."""
+    said = service_pb2.ModelInferResponse()
+    said.parameters[PREDICTION_ID_PARAMETER].string_param = prediction_id
+    said.parameters["triton_final_response"].bool_param = True
+    serialised: bytes = said.SerializeToString()
+    return serialised
+
+
+def _refusal(error: InferplaneError, request: bytes) -> bytes:
+    """An error in place of an answer, with the request's own id where it can be read at little cost."""
+    response = service_pb2.ModelStreamInferResponse(error_message=public_message(error))
+    if len(request) <= MAX_ECHOED_ID * 4:
+        with contextlib.suppress(DecodeError):
+            response.infer_response.id = service_pb2.ModelInferRequest.FromString(request).id[:MAX_ECHOED_ID]
+    serialised: bytes = response.SerializeToString()
+    return serialised

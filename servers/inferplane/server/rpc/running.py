@@ -1,0 +1,89 @@
+"""The calls that run now: so that a stop can wait for them, and so that streams do not outlive what they rest on."""
+
+import asyncio
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import structlog
+
+from inferplane.common.v1.errors_pb2 import ErrorReason
+from inferplane.server.errors import InferplaneError
+from inferplane.server.rpc.call import Call
+
+__all__ = ["RunningCalls"]
+
+log = structlog.get_logger()
+
+SWEEP_INTERVAL = 0.5
+
+
+class RunningCalls:
+    """Tracks calls. A stream ends after `max_stream_age` seconds, and when its credentials or grants are gone."""
+
+    def __init__(self, max_stream_age: float) -> None:
+        self._max_stream_age = max_stream_age
+        self._calls: set[Call] = set()
+        self._draining = False
+
+    @contextmanager
+    def tracking(self, call: Call) -> Iterator[None]:
+        """Count `call` as running; while draining a new stream is not begun."""
+        self.add(call)
+        try:
+            yield
+        finally:
+            self.discard(call)
+
+    def add(self, call: Call) -> None:
+        """Count `call` as running."""
+        self._calls.add(call)
+        if self._draining and call.method.streams:
+            call.end(_shutting_down())
+
+    def discard(self, call: Call) -> None:
+        """The call is through."""
+        self._calls.discard(call)
+
+    async def sweep(self) -> None:
+        """End the streams that must not go on, until cancelled."""
+        while True:
+            await asyncio.sleep(SWEEP_INTERVAL)
+            oldest = time.monotonic() - self._max_stream_age
+            for call in [call for call in self._calls if call.method.streams]:
+                if call.started < oldest:
+                    call.end(InferplaneError(ErrorReason.ERROR_REASON_STREAM_EXPIRED, retry_after=0.1))
+                elif (lost := _lost(call)) is not None:
+                    call.end(lost)
+
+    async def end_streams(self, farewell: float) -> None:
+        """Give streams `farewell` seconds to say their last word, then end them with SHUTTING_DOWN."""
+        self._draining = True
+        if tasks := self._tasks(streams=True):
+            await asyncio.wait(tasks, timeout=farewell)
+        for call in list(self._calls):
+            if call.method.streams:
+                call.end(_shutting_down())
+
+    async def finished(self) -> None:
+        """Wait until no handler runs any more."""
+        while tasks := self._tasks():
+            await asyncio.wait(tasks)
+
+    def _tasks(self, *, streams: bool | None = None) -> list[asyncio.Task[Any]]:
+        return [c.task for c in self._calls if c.task is not None and streams in (None, c.method.streams)]
+
+
+def _shutting_down() -> InferplaneError:
+    return InferplaneError(ErrorReason.ERROR_REASON_SHUTTING_DOWN, retry_after=0.1)
+
+
+def _lost(call: Call) -> InferplaneError | None:
+    """Why the stream must end, if it must."""
+    try:
+        for check in call.standing:
+            check()
+    except InferplaneError as error:
+        return error
+    return None

@@ -1,0 +1,133 @@
+"""The gate between callers: what fits enters, the rest takes turns, nothing is kept of who has left."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from inferplane.server.fairness import FairGate, GateFullError
+
+
+def gate(capacity: int = 4, each: int = 2, waiting: int = 100, waiting_each: int = 50) -> FairGate:
+    return FairGate(capacity=capacity, each=each, waiting=waiting, waiting_each=waiting_each)
+
+
+@asynccontextmanager
+async def waiting_in(present: FairGate, *callers: str) -> AsyncIterator[tuple[list[str], list["asyncio.Task[None]"]]]:
+    """One task per entry of `callers`, each of which waits; the order in which they get in."""
+    order: list[str] = []
+
+    async def enter(caller: str) -> None:
+        await present.enter(caller, 1)
+        order.append(caller)
+
+    tasks = []
+    for caller in callers:
+        tasks.append(asyncio.create_task(enter(caller)))
+        await asyncio.sleep(0)
+    yield order, tasks
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def test_one_caller_gets_no_more_than_its_share() -> None:
+    present = gate()
+    assert [present.try_enter("a", 1) for _ in range(3)] == [True, True, False]
+    assert present.try_enter("b", 1)
+
+
+def test_all_callers_together_get_no_more_than_the_capacity() -> None:
+    present = gate()
+    assert all(present.try_enter(caller, 1) for caller in "abcd")
+    assert not present.try_enter("e", 1)
+
+
+def test_work_above_a_share_gets_in_where_its_caller_has_nothing_else_inside() -> None:
+    present = gate()
+    assert present.try_enter("a", 3)
+    assert not present.try_enter("a", 1)
+    assert present.try_enter("b", 1)
+
+
+def test_work_above_the_capacity_gets_in_alone() -> None:
+    present = gate()
+    assert present.try_enter("a", 1000)
+    assert not present.try_enter("b", 1)
+    present.leave("a", 1000)
+    assert present.try_enter("b", 1)
+    assert not present.try_enter("a", 1000)
+
+
+async def test_a_caller_with_one_piece_of_work_waits_for_one_piece_of_another_at_most() -> None:
+    present = gate(capacity=1, each=1)
+    assert present.try_enter("busy", 1)
+    async with waiting_in(present, *["busy"] * 10, "quiet") as (order, _):
+        for _ in range(2):
+            present.leave(order[-1] if order else "busy", 1)
+            await asyncio.sleep(0)
+        assert order == ["busy", "quiet"] or order == ["quiet", "busy"]
+
+
+async def test_nobody_overtakes_who_waits_for_room() -> None:
+    present = gate(capacity=2, each=2)
+    assert present.try_enter("a", 2)
+    async with waiting_in(present, "b") as (order, _):
+        assert not present.try_enter("c", 1)
+        present.leave("a", 2)
+        await asyncio.sleep(0)
+        assert order == ["b"]
+
+
+async def test_too_much_waiting_is_refused_at_once() -> None:
+    present = gate(capacity=1, each=1, waiting=3, waiting_each=2)
+    assert present.try_enter("x", 1)
+    async with waiting_in(present, "a", "a", "b"):
+        for caller in ("a", "b"):
+            with pytest.raises(GateFullError):
+                await present.enter(caller, 1)
+
+
+async def test_who_gives_up_waiting_holds_nobody_up() -> None:
+    present = gate(capacity=1, each=1)
+    assert present.try_enter("x", 1)
+    async with waiting_in(present, *["gone"] * 1000, "b") as (order, tasks):
+        for task in tasks[:-1]:
+            task.cancel()
+        await asyncio.sleep(0)
+        present.leave("x", 1)
+        await asyncio.sleep(0)
+        assert order == ["b"]
+
+
+@pytest.mark.parametrize("seed", range(60))
+async def test_whatever_comes_and_goes_in_the_end_nothing_is_left(seed: int) -> None:
+    choose = random.Random(seed)  # noqa: S311 - a test that must repeat
+    present = gate(capacity=7, each=3, waiting=20, waiting_each=8)
+    most = 0
+
+    async def work(caller: str, cost: int, turns: int) -> None:
+        nonlocal most
+        try:
+            await present.enter(caller, cost)
+        except GateFullError:
+            return
+        most = max(most, present.inside)
+        try:
+            for _ in range(turns):
+                await asyncio.sleep(0)
+        finally:
+            present.leave(caller, cost)
+
+    tasks = []
+    for _ in range(300):
+        tasks.append(asyncio.create_task(work(choose.choice("abcde"), choose.randint(1, 9), choose.randint(0, 5))))
+        if choose.random() < 0.3:
+            choose.choice(tasks).cancel()
+        if choose.random() < 0.5:
+            await asyncio.sleep(0)
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert (present.inside, present.waiting, present._shares) == (0, 0, {})
+    assert most <= 9
