@@ -1,8 +1,7 @@
 """What leaves the server when something goes wrong, and when it stops."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import Any
 
@@ -14,58 +13,16 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from inferplane.auth.v1 import auth_service_pb2 as pb
 from inferplane.common.v1.errors_pb2 import ErrorReason
-from inferplane.server.access.admission import Admission
-from inferplane.server.access.principal import Principal
-from inferplane.server.access.snapshot import EMPTY
-from inferplane.server.identity.verification import Verifier
 from inferplane.server.rpc.errors import CATALOG
-from inferplane.server.rpc.interceptors import Guards
-from inferplane.server.rpc.interceptors.deadlines import DeadlinePolicy
 from inferplane.server.rpc.methods import MissingAccessRuleError
-from inferplane.server.rpc.server import RpcServer
-from inferplane.server.settings import Settings
 from tests.support.mesh import error_info, failure, reason, until
+from tests.support.stand import WHO, Stand, running, who_am_i
 
-WHO = "/inferplane.auth.v1.AuthService/WhoAmI"
 WATCH = "/inferplane.artifact.v1.ArtifactService/ReadArtifact"
 
 
-class AnyToken(Verifier):
-    def __init__(self) -> None:
-        """Needs no keys."""
-
-    async def verify(self, token: str) -> Principal:
-        return Principal(f"users/{token}")
-
-
-class Stand:
-    """A server with one unary method of the contract, whose behaviour the test chooses."""
-
-    def __init__(self, server: RpcServer, channel: grpc.aio.Channel, registry: CollectorRegistry) -> None:
-        self.server = server
-        self.channel = channel
-        self.registry = registry
-
-    def call(self, data: bytes = b"", path: str = WHO, **options: Any) -> Any:
-        method: Any = self.channel.unary_unary(path)
-        return method(data, metadata=[("authorization", "Bearer alice")], **options)
-
-
-@asynccontextmanager
-async def stand(behaviour: Any, *, unary: float = 30, idle: float = 30, grace: float = 5) -> AsyncIterator[Stand]:
-    registry = CollectorRegistry()
-    deadlines = DeadlinePolicy(unary, idle, 0)
-    admission = Admission(AnyToken(), lambda: EMPTY)
-    guards = Guards(admission=admission, deadlines=deadlines, registry=registry)
-    server = RpcServer(Settings(drain_grace=grace), guards, max_message_size=1 << 20)
-    handler = grpc.unary_unary_rpc_method_handler(
-        behaviour, pb.WhoAmIResponse.FromString, pb.WhoAmIResponse.SerializeToString
-    )
-    server.add_handlers("inferplane.auth.v1.AuthService", {"WhoAmI": handler}, ())
-    (port,) = await server.start("127.0.0.1:0")
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        yield Stand(server, channel, registry)
-    await server.stop()
+def stand(behaviour: Any, *, unary: float = 30, grace: float = 5) -> AbstractAsyncContextManager[Stand]:
+    return running(who_am_i(behaviour), unary=unary, drain_grace=grace, max_message_size=1 << 20)
 
 
 async def answer(_request: Any, _context: Any) -> Any:
@@ -76,7 +33,9 @@ def test_the_catalog_covers_every_reason() -> None:
     assert set(CATALOG) == set(ErrorReason.values()) - {ErrorReason.ERROR_REASON_UNSPECIFIED}
 
 
-@pytest.mark.parametrize("raised", [RuntimeError("secret text"), SystemExit(3), KeyError("secret text")])
+@pytest.mark.parametrize(
+    "raised", [RuntimeError("secret text"), SystemExit(3), KeyboardInterrupt(), KeyError("secret text")]
+)
 async def test_an_unknown_exception_leaves_as_a_fixed_text_with_the_request_id(raised: BaseException) -> None:
     async def fail(_request: Any, _context: Any) -> Any:
         raise raised

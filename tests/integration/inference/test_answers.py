@@ -1,0 +1,103 @@
+"""What Triton answers is checked before it is believed, and recorded as what it is."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import grpc
+import pytest
+from tritonclient.grpc import service_pb2
+
+from inferplane.server.access.snapshot import Route
+from inferplane.server.tensors import Signature, TensorSpec
+from tests.support.mesh import error_info, failure, reason
+from tests.support.stand import data_plane, echo, infer_request, target
+
+Change = Callable[[service_pb2.ModelInferResponse], Any]
+
+UNFIT: dict[str, Change] = {
+    "another rank": lambda a: a.outputs[0].shape.append(1),
+    "another type": lambda a: setattr(a.outputs[0], "datatype", "INT32"),
+    "short bytes": lambda a: a.raw_output_contents.__setitem__(0, b"123"),
+    "no bytes": lambda a: a.raw_output_contents.pop(),
+    "another name": lambda a: setattr(a.outputs[0], "name", "z"),
+    "no output": lambda a: (a.outputs.pop(), a.raw_output_contents.pop()),
+    "an output twice": lambda a: (a.outputs.append(a.outputs[0]), a.raw_output_contents.append(bytes(4))),
+    "an unknown version": lambda a: setattr(a, "model_version", "7"),
+    "no version": lambda a: setattr(a, "model_version", ""),
+}
+
+
+@pytest.mark.parametrize("unfit", UNFIT)
+async def test_an_answer_that_does_not_fit_is_the_models_failure(unfit: str) -> None:
+    def answer(request: service_pb2.ModelInferRequest) -> service_pb2.ModelInferResponse:
+        changed = echo(request)
+        UNFIT[unfit](changed)
+        return changed
+
+    async with data_plane() as plane:
+        await plane.infer()
+        plane.triton.answer = answer
+        error = await failure(plane.infer())
+        assert (error.code(), error_info(error).reason) == (grpc.StatusCode.INTERNAL, "INFERENCE_FAILED")
+        assert [note.status_code for note in plane.notes.batch()] == [0, 13]
+
+
+async def test_bytes_that_are_no_answer_are_the_models_failure() -> None:
+    async with data_plane() as plane:
+        plane.triton.answer = lambda _request: b"\xff\xff"
+        assert await reason(plane.infer()) == (grpc.StatusCode.INTERNAL, "INFERENCE_FAILED")
+
+
+async def test_outputs_that_were_not_asked_for_are_not_passed_on() -> None:
+    outputs = tuple(TensorSpec(name, "FP32", (-1,)) for name in ("y", "z"))
+    signature = Signature((TensorSpec("x", "FP32", (-1,)),), outputs)
+
+    def both(request: service_pb2.ModelInferRequest) -> service_pb2.ModelInferResponse:
+        answer = echo(request)
+        answer.outputs.add(name="z", datatype="FP32", shape=[1])
+        answer.raw_output_contents.append(bytes(4))
+        return answer
+
+    async with data_plane([Route("m", target(signature=signature), ready=True)]) as plane:
+        plane.triton.answer = both
+        assert [output.name for output in (await plane.infer()).outputs] == ["y", "z"]
+        asked = infer_request()
+        asked.outputs.add(name="y")
+        assert await reason(plane.infer(asked)) == (grpc.StatusCode.INTERNAL, "INFERENCE_FAILED")
+
+
+async def test_a_record_names_the_version_that_answered() -> None:
+    old, new = target(1), target(2)
+    async with data_plane([Route("m", old, ready=True, incoming=new)]) as plane:
+        for version in ("1", "2", "1"):
+            plane.triton.answer = partial(echo, version=version)
+            await plane.infer()
+        assert [note.target for note in plane.notes.batch()] == [old, new, old]
+
+
+async def test_what_was_learned_of_a_version_does_not_outlive_it() -> None:
+    async with data_plane() as plane:
+        await plane.infer()
+        plane.routes[0] = Route("m", target(2), ready=True)
+        assert await reason(plane.infer()) == (grpc.StatusCode.INTERNAL, "INFERENCE_FAILED")
+        plane.triton.answer = lambda request: echo(request, "2")
+        assert (await plane.infer()).model_version == "2"
+
+
+async def test_predicted_classes_are_noted_and_the_answer_is_let_go() -> None:
+    spec = TensorSpec("y", "FP32", (-1, -1))
+    signature = Signature((TensorSpec("x", "FP32", (-1,)),), (spec,))
+
+    def scores(request: service_pb2.ModelInferRequest) -> service_pb2.ModelInferResponse:
+        answer = echo(request)
+        answer.outputs[0].shape[:] = [2, request.inputs[0].shape[0] // 2]
+        return answer
+
+    async with data_plane([Route("m", target(signature=signature, label_output="y"), ready=True)]) as plane:
+        plane.triton.answer = scores
+        for values in (4, 4 << 20):
+            await plane.infer(infer_request(values=values))
+        notes = plane.notes.batch()
+        assert [note.labels and note.labels.labels() for note in notes] == [["0", "0"], ["0", "0"]]
+        assert sum(note.labels.size for note in notes if note.labels) < 100

@@ -1,0 +1,130 @@
+"""Each call of the data plane has exactly one outcome: counted, logged where it must be, recorded where allowed."""
+
+import asyncio
+from typing import Any
+
+import grpc
+import pytest
+from structlog.testing import capture_logs
+from tritonclient.grpc import service_pb2
+
+from inferplane.server.access.snapshot import GrantRow, Route
+from inferplane.server.inference.dataplane import outcome
+from tests.support.mesh import failure, reason, until
+from tests.support.stand import INFER, DataPlane, data_plane, infer_request, target
+
+REFUSED = "inferplane_predictions_refused_total"
+PREDICTIONS = "inferplane_predictions_total"
+
+
+async def without_token(plane: DataPlane) -> Any:
+    method: Any = plane.channel.unary_unary(INFER)
+    return await method(infer_request().SerializeToString())
+
+
+REFUSALS: dict[str, tuple[Any, str]] = {
+    "no token": (without_token, "CREDENTIALS_MISSING"),
+    "no grant": (lambda plane: plane.infer(user="eve"), "PERMISSION_DENIED"),
+    "malformed": (lambda plane: plane.infer(b"\xff\xff"), "MALFORMED_REQUEST"),
+    "no such deployment": (lambda plane: plane.infer(infer_request("other")), "DEPLOYMENT_NOT_FOUND"),
+    "no name": (lambda plane: plane.infer(infer_request("../m")), "INVALID_FIELD"),
+}
+
+
+@pytest.mark.parametrize("refusal", REFUSALS)
+async def test_a_refused_call_is_counted_and_logged_with_its_id_and_not_recorded(refusal: str) -> None:
+    call, why = REFUSALS[refusal]
+    async with data_plane() as plane:
+        with capture_logs() as logs:
+            error = await failure(call(plane))
+        assert plane.count(REFUSED, reason=why) == 1
+        (line,) = [line for line in logs if line["event"] == "prediction_refused"]
+        assert (line["reason"], line["request_id"]) == (why, dict(error.trailing_metadata())["inferplane-request-id"])
+        assert len(plane.notes) == 0
+
+
+async def test_refusals_are_logged_at_a_bounded_rate_and_all_counted() -> None:
+    calls = 20 * outcome.LOGGED_A_SECOND
+    async with data_plane() as plane:
+        with capture_logs() as logs:
+            began = asyncio.get_running_loop().time()
+            for _ in range(calls):
+                await failure(plane.infer(user="eve"))
+            seconds = asyncio.get_running_loop().time() - began
+        assert plane.count(REFUSED, reason="PERMISSION_DENIED") == calls
+        assert len(logs) <= outcome.LOGGED_A_SECOND * (seconds + 2)
+
+
+async def test_a_call_that_failed_is_logged_with_its_deployment_counted_and_recorded() -> None:
+    async with data_plane() as plane:
+        plane.triton.answer = lambda _request: grpc.StatusCode.INTERNAL
+        with capture_logs() as logs:
+            error = await failure(plane.infer())
+        assert error.code() is grpc.StatusCode.INTERNAL
+        (line,) = [line for line in logs if line["event"] == "prediction_failed"]
+        request_id = dict(error.trailing_metadata())["inferplane-request-id"]
+        assert (line["deployment"], line["request_id"], line["caller"]) == ("m", request_id, "users/alice")
+        assert plane.count(PREDICTIONS, deployment="m", code="13") == 1
+        assert [(note.prediction_id, note.status_code) for note in plane.notes.batch()] == [(request_id, 13)]
+
+
+async def test_a_call_that_went_well_is_counted_at_once_and_leaves_no_line() -> None:
+    async with data_plane() as plane:
+        with capture_logs() as logs:
+            await plane.infer()
+        assert plane.count(PREDICTIONS, deployment="m", code="0") == 1
+        assert plane.count("inferplane_prediction_duration_seconds_count", deployment="m") == 1
+        assert logs == []
+
+
+async def test_a_call_whose_client_left_is_recorded_as_cancelled() -> None:
+    arrived = asyncio.Event()
+
+    async def hang(_request: Any) -> Any:
+        arrived.set()
+        await asyncio.Event().wait()
+
+    async with data_plane() as plane:
+        plane.triton.answer = hang
+        call = asyncio.ensure_future(plane.infer())
+        await arrived.wait()
+        call.cancel()
+        await until(lambda: len(plane.notes) == 1)
+        assert plane.notes.batch()[0].status_code == 1
+
+
+async def test_what_was_asked_of_a_deployment_and_is_wrong_is_recorded() -> None:
+    async with data_plane() as plane:
+        bad = infer_request()
+        bad.inputs[0].shape[0] = 2
+        assert await reason(plane.infer(bad)) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
+        assert [note.status_code for note in plane.notes.batch()] == [3]
+        assert plane.triton.requests == []
+
+
+async def test_nothing_is_kept_of_names_that_were_refused() -> None:
+    async with data_plane() as plane:
+        plane.grants[:] = [GrantRow("users/eve", "caller", "mine*")]
+        for number in range(50):
+            large = service_pb2.ModelInferRequest(model_name=f"{number}" + "n" * (1 << 20))
+            assert (await reason(plane.infer(large, user="eve")))[1] in ("INVALID_FIELD", "MESSAGE_TOO_LARGE")
+        assert len(plane.notes) == 0
+        assert plane.triton.requests == []
+
+
+@pytest.mark.parametrize("ready", [True, False])
+async def test_a_deployment_that_is_not_ready_says_so_even_to_a_known_request(ready: bool) -> None:
+    async with data_plane() as plane:
+        await plane.infer()
+        plane.routes[0] = Route("m", target(), ready=ready)
+        if ready:
+            await plane.infer()
+        else:
+            assert await reason(plane.infer()) == (grpc.StatusCode.UNAVAILABLE, "DEPLOYMENT_NOT_READY")
+
+
+async def test_a_lost_grant_counts_even_for_a_known_request() -> None:
+    async with data_plane() as plane:
+        await plane.infer()
+        plane.grants.clear()
+        assert await reason(plane.infer()) == (grpc.StatusCode.PERMISSION_DENIED, "PERMISSION_DENIED")

@@ -1,0 +1,189 @@
+"""Streams of predictions: as Triton answers them, and no longer than their callers may."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import pytest
+from tritonclient.grpc import service_pb2
+
+from inferplane.server.inference.dataplane import streams
+from tests.support.mesh import error_info, failure, until
+from tests.support.stand import DataPlane, data_plane, echo, infer_request
+
+
+def parsed(answer: bytes) -> service_pb2.ModelStreamInferResponse:
+    return service_pb2.ModelStreamInferResponse.FromString(answer)
+
+
+async def exchange(plane: DataPlane, *messages: Any) -> list[service_pb2.ModelStreamInferResponse]:
+    """Send all, then read all."""
+    call = plane.stream()
+    for message in messages:
+        await call.write(message if isinstance(message, bytes) else message.SerializeToString())
+    await call.done_writing()
+    return [parsed(answer) async for answer in call]
+
+
+async def open_stream(plane: DataPlane, user: str = "alice") -> Any:
+    """A stream that was answered once."""
+    call = plane.stream(user)
+    await call.write(infer_request().SerializeToString())
+    assert not parsed(await call.read()).error_message
+    return call
+
+
+async def ended(call: Any) -> tuple[grpc.StatusCode, str]:
+    error = await failure(call.read())
+    return error.code(), error_info(error).reason
+
+
+@pytest.mark.parametrize(
+    "bad", [b"\xff\xff", infer_request("unheard-of"), infer_request(values=1, model_version="9")], ids=repr
+)
+async def test_one_bad_message_is_answered_by_an_error_and_the_others_as_ever(bad: Any) -> None:
+    async with data_plane() as plane:
+        good = [infer_request(id=str(number)) for number in range(4)]
+        answers = await exchange(plane, *good[:2], bad, *good[2:])
+        assert [bool(answer.error_message) for answer in answers] == [False, False, True, False, False]
+        assert [answer.infer_response.id for answer in answers if not answer.error_message] == ["0", "1", "2", "3"]
+
+
+async def test_a_request_that_fails_in_triton_does_not_end_the_stream() -> None:
+    def fail_second(request: service_pb2.ModelInferRequest) -> Any:
+        return grpc.StatusCode.INTERNAL if request.id == "1" else echo(request)
+
+    async with data_plane() as plane:
+        plane.triton.answer = fail_second
+        answers = await exchange(plane, *(infer_request(id=str(number)) for number in range(4)))
+        assert [answer.infer_response.id for answer in answers] == ["0", "1", "2", "3"]
+        assert [bool(answer.error_message) for answer in answers] == [False, True, False, False]
+        assert sorted(note.status_code for note in plane.notes.batch()) == [0, 0, 0, 13]
+
+
+async def test_answers_come_in_the_order_of_the_requests() -> None:
+    async def later_is_faster(request: service_pb2.ModelInferRequest) -> Any:
+        await asyncio.sleep(0.02 * (8 - int(request.id)))
+        return echo(request)
+
+    async with data_plane() as plane:
+        plane.triton.answer = later_is_faster
+        answers = await exchange(plane, *(infer_request(id=str(number)) for number in range(8)))
+        assert [answer.infer_response.id for answer in answers] == list("01234567")
+
+
+async def test_each_answer_names_its_prediction_and_says_that_it_is_the_last() -> None:
+    async with data_plane() as plane:
+        answers = await exchange(plane, infer_request(), infer_request())
+        said = [answer.infer_response.parameters for answer in answers]
+        noted = [note.prediction_id for note in plane.notes.batch()]
+        assert [each[streams.PREDICTION_ID_PARAMETER].string_param for each in said] == noted
+        assert all(each["triton_final_response"].bool_param for each in said)
+
+
+async def test_what_one_stream_has_under_way_is_bounded_while_its_answers_are_not_read() -> None:
+    async with data_plane() as plane:
+        call = plane.stream()
+        body = infer_request(values=16_384).SerializeToString()
+
+        async def write() -> None:
+            for _ in range(2000):
+                await call.write(body)
+
+        writing = asyncio.create_task(write())
+        await until(lambda: len(plane.triton.requests) > streams.IN_FLIGHT)
+        quiet = 0
+        # What it holds beyond the bound is what the network between us has taken.
+        while quiet < 20:
+            before = len(plane.triton.requests)
+            await asyncio.sleep(0.05)
+            quiet = quiet + 1 if len(plane.triton.requests) == before else 0
+        assert len(plane.triton.requests) < 200
+        writing.cancel()
+        call.cancel()
+
+
+async def test_waiting_for_a_slow_answer_is_no_stall() -> None:
+    async def slow(request: service_pb2.ModelInferRequest) -> Any:
+        await asyncio.sleep(1.5)
+        return echo(request)
+
+    async with data_plane(idle=0.2) as plane:
+        plane.triton.answer = slow
+        assert [answer.error_message for answer in await exchange(plane, infer_request())] == [""]
+
+
+async def test_an_idle_stream_is_ended() -> None:
+    async with data_plane(idle=0.2) as plane:
+        call = await open_stream(plane)
+        assert await ended(call) == (grpc.StatusCode.DEADLINE_EXCEEDED, "STREAM_STALLED")
+
+
+async def test_a_stream_that_outlives_its_token_is_ended() -> None:
+    async with data_plane() as plane:
+        plane.verifier.expires_at = time.time() + 0.5
+        call = await open_stream(plane)
+        assert await ended(call) == (grpc.StatusCode.UNAUTHENTICATED, "TOKEN_EXPIRED")
+
+
+async def test_a_stream_that_outlives_its_grant_is_ended_idle_as_it_is() -> None:
+    async with data_plane() as plane:
+        call = await open_stream(plane)
+        plane.grants.clear()
+        assert await ended(call) == (grpc.StatusCode.PERMISSION_DENIED, "PERMISSION_DENIED")
+
+
+async def test_a_stream_that_is_as_old_as_a_connection_may_be_is_ended_with_a_reason() -> None:
+    async with data_plane(max_connection_age=0.6) as plane:
+        call = await open_stream(plane)
+        assert await ended(call) == (grpc.StatusCode.UNAVAILABLE, "STREAM_EXPIRED")
+
+
+async def test_parts_of_a_sequence_reach_triton_one_after_the_other() -> None:
+    under_way, most = 0, 0
+
+    async def count(request: service_pb2.ModelInferRequest) -> Any:
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        await asyncio.sleep(0.01)
+        under_way -= 1
+        return echo(request)
+
+    def parts() -> list[service_pb2.ModelInferRequest]:
+        made = [infer_request(id=str(number)) for number in range(6)]
+        for message in made:
+            message.parameters["sequence_id"].int64_param = 5
+        return made
+
+    async with data_plane() as plane:
+        plane.triton.answer = count
+        await exchange(plane, *parts())
+        assert most == 1
+
+
+async def test_a_client_that_leaves_leaves_nothing_running() -> None:
+    async def hang(_request: Any) -> Any:
+        await asyncio.Event().wait()
+
+    async with data_plane() as plane:
+        plane.triton.answer = hang
+        call = plane.stream()
+        await call.write(infer_request().SerializeToString())
+        await until(lambda: len(plane.triton.requests) == 1)
+        call.cancel()
+        await until(lambda: not plane.server.calls._calls)
+        assert [note.status_code for note in plane.notes.batch()] == [1]
+
+
+async def messages(count: int) -> AsyncIterator[bytes]:
+    for number in range(count):
+        yield infer_request(id=str(number)).SerializeToString()
+
+
+async def test_no_answer_is_lost_where_the_client_stops_writing_at_once() -> None:
+    async with data_plane() as plane:
+        for _ in range(20):
+            assert len(await exchange(plane, *[infer_request()] * 5)) == 5

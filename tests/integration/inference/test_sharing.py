@@ -1,0 +1,82 @@
+"""One caller's predictions do not take what others need."""
+
+import asyncio
+from typing import Any
+
+import grpc
+
+from inferplane.server.inference.dataplane.forwarder import CALL_COST, Window
+from tests.support.mesh import error_info, failure, until
+from tests.support.stand import data_plane, echo
+
+SMALL = Window(capacity=8 * CALL_COST, each=4 * (CALL_COST + 100), waiting=40 * CALL_COST, waiting_each=20 * CALL_COST)
+
+
+class Held:
+    """A Triton whose answers wait until they are let go."""
+
+    def __init__(self) -> None:
+        self.go = asyncio.Event()
+
+    async def answer(self, request: Any) -> Any:
+        await self.go.wait()
+        return echo(request)
+
+
+async def test_a_caller_has_no_more_under_way_than_its_share_and_another_is_served_at_once() -> None:
+    held = Held()
+    async with data_plane(window=SMALL) as plane:
+        plane.triton.answer = held.answer
+        alices = [asyncio.ensure_future(plane.infer()) for _ in range(15)]
+        await until(lambda: len(plane.triton.requests) == 4)
+        plane.triton.answer = echo
+        await plane.infer(user="bob")
+        assert len(plane.triton.requests) == 5
+        held.go.set()
+        await asyncio.gather(*alices)
+
+
+async def test_beyond_what_may_wait_a_call_is_refused_at_once_and_told_when_to_come_back() -> None:
+    held = Held()
+    async with data_plane(window=SMALL) as plane:
+        plane.triton.answer = held.answer
+        calls = [asyncio.ensure_future(failure_or_answer(plane.infer())) for _ in range(60)]
+        await until(lambda: sum(call.done() for call in calls) > 30)
+        refused = [call.result() for call in calls if call.done()]
+        assert all(isinstance(error, grpc.aio.AioRpcError) for error in refused)
+        assert {error_info(error).reason for error in refused} == {"OVERLOADED"}
+        held.go.set()
+        await asyncio.gather(*calls)
+
+
+async def failure_or_answer(call: Any) -> Any:
+    try:
+        return await call
+    except grpc.aio.AioRpcError as error:
+        return error
+
+
+async def test_calls_whose_clients_left_do_not_make_the_next_one_wait() -> None:
+    held = Held()
+    async with data_plane(window=SMALL) as plane:
+        plane.triton.answer = held.answer
+        calls = [asyncio.ensure_future(plane.infer()) for _ in range(15)]
+        await until(lambda: len(plane.triton.requests) == 4)
+        for call in calls:
+            call.cancel()
+        await until(lambda: not plane.server.calls._calls)
+        plane.triton.answer = echo
+        await plane.infer()
+        assert len(plane.triton.requests) == 5
+
+
+async def test_a_call_that_waits_longer_than_its_client_would_is_a_missed_deadline() -> None:
+    held = Held()
+    async with data_plane(window=SMALL) as plane:
+        plane.triton.answer = held.answer
+        calls = [asyncio.ensure_future(plane.infer()) for _ in range(4)]
+        await until(lambda: len(plane.triton.requests) == 4)
+        error = await failure(plane.infer(timeout=0.3))
+        assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        held.go.set()
+        await asyncio.gather(*calls)

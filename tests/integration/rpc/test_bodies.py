@@ -1,0 +1,98 @@
+"""Bodies of unary requests: who is not known gets nothing read, and nobody's bodies hold what others need."""
+
+import asyncio
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from inferplane.auth.v1 import auth_service_pb2 as pb
+from inferplane.server.rpc import bodies
+from tests.support.http2 import RawConnection, raw_connection
+from tests.support.mesh import error_info, failure, reason, until
+from tests.support.stand import WHO, bearer, running, who_am_i
+
+HEALTH = "/grpc.health.v1.Health/Check"
+MIB = 1 << 20
+ENDLESS = b"\0" + (60 * MIB).to_bytes(4, "big") + bytes(60 * MIB)
+
+
+async def answer(_request: Any, _context: Any) -> Any:
+    return pb.WhoAmIResponse()
+
+
+async def pour(connection: RawConnection, path: str, headers: list[tuple[str, str]], size: int = 60 * MIB) -> int:
+    """Open a call and send a body that says it has 60 MiB, of which `size` come; the stream's number."""
+    stream = await connection.open(path, headers)
+    await connection.send(stream, ENDLESS[: 5 + size])
+    return stream
+
+
+async def test_nothing_is_read_of_a_body_whose_caller_is_not_known() -> None:
+    async with running(who_am_i(answer)) as server, raw_connection(server.address) as connection:
+        streams = await asyncio.gather(*(pour(connection, WHO, []) for _ in range(20)))
+        assert {connection.trailers[stream]["grpc-status"] for stream in streams} == {"16"}
+        assert max(connection.sent[stream] for stream in streams) <= 128 << 10
+
+
+async def test_a_call_that_waits_for_its_turn_holds_little_of_its_body(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bodies, "SLOW_AFTER", 1000)
+    async with running(who_am_i(answer)) as server, raw_connection(server.address) as connection:
+        slow = [await pour(connection, WHO, bearer(), 10) for _ in range(bodies.QUICK // 4)]
+        waiting = asyncio.create_task(pour(connection, WHO, bearer()))
+        await until(lambda: len(connection.sent) > len(slow) and max(connection.sent.values()) > 60_000)
+        assert max(connection.sent.values()) <= 128 << 10
+        waiting.cancel()
+
+
+async def test_who_sends_slowly_has_a_share_and_is_refused_beyond_it() -> None:
+    async with (
+        running(who_am_i(answer), slow_body_budget=8 * 64 * MIB) as server,
+        raw_connection(server.address) as connection,
+    ):
+        streams = [await pour(connection, WHO, bearer(), 10) for _ in range(10)]
+        # Half of eight places are one caller's.
+        await until(lambda: len(connection.ended) == 6)
+        assert connection.ended == set(streams[4:])
+        assert all(connection.trailers[stream]["grpc-status"] == "8" for stream in connection.ended)
+        for user in ("alice", "bob"):
+            await server.call(user=user)
+
+
+async def test_a_body_must_be_whole_in_time() -> None:
+    async with running(who_am_i(answer), unary=0.3) as server, raw_connection(server.address) as connection:
+        stream = await pour(connection, WHO, bearer(), 10)
+        await until(lambda: stream in connection.ended)
+        assert connection.trailers[stream]["grpc-status"] == "4"
+
+
+async def test_health_answers_while_anonymous_bodies_do_not_end() -> None:
+    async with running(who_am_i(answer)) as server, raw_connection(server.address) as connection:
+        for _ in range(100):
+            await pour(connection, HEALTH, [], 10)
+        stub: Any = health_pb2_grpc.HealthStub(server.channel)
+        assert (await stub.Check(health_pb2.HealthCheckRequest(), timeout=20)).status == 1
+
+
+async def test_a_call_without_a_message_is_malformed() -> None:
+    async with running(who_am_i(answer)) as server:
+        method: Any = server.channel.stream_unary(WHO)
+        call = method(iter(()), metadata=bearer())
+        assert await reason(call) == (grpc.StatusCode.INVALID_ARGUMENT, "MALFORMED_REQUEST")
+
+
+async def test_a_body_above_the_methods_own_limit_is_refused_before_it_is_parsed() -> None:
+    async with running(who_am_i(answer)) as server:
+        error = await failure(server.call(bytes(2 * MIB)))
+        assert (error.code(), error_info(error).reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "MESSAGE_TOO_LARGE")
+        assert str(2 * MIB) in (error.details() or "")
+
+
+async def test_connections_beyond_the_limit_are_not_served() -> None:
+    async with running(who_am_i(answer), max_connections=2) as server:
+        await server.call()
+        async with raw_connection(server.address) as second, raw_connection(server.address) as third:
+            await second.open(WHO, bearer())
+            await asyncio.wait_for(third.closed.wait(), 10)
+            await server.call()

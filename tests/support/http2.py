@@ -1,0 +1,109 @@
+"""A client that speaks HTTP/2 frame by frame: it can do what gRPC's own clients never would."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import h2.config
+import h2.connection
+import h2.events
+import h2.exceptions
+
+__all__ = ["RawConnection", "raw_connection"]
+
+Headers = Sequence[tuple[str, str]]
+
+
+class RawConnection:
+    """One connection. Bytes sent count per stream; what the server answers is kept as its headers and as resets."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, host: str) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._host = host
+        self._http2 = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding="utf-8"))
+        self._changed = asyncio.Event()
+        self.sent: dict[int, int] = {}
+        self.trailers: dict[int, dict[str, str]] = {}
+        self.ended: set[int] = set()
+        self.closed = asyncio.Event()
+
+    async def begin(self) -> None:
+        """Say hello."""
+        self._http2.initiate_connection()
+        await self._flush()
+
+    async def open(self, path: str, headers: Headers = ()) -> int:
+        """Send a call's headers; the stream's number."""
+        stream = self._http2.get_next_available_stream_id()
+        usual = [
+            (":method", "POST"), (":scheme", "http"), (":path", path), (":authority", self._host),
+            ("content-type", "application/grpc"), ("te", "trailers"),
+        ]  # fmt: skip
+        self._http2.send_headers(stream, [*usual, *headers])
+        self.sent[stream] = 0
+        await self._flush()
+        return stream
+
+    async def send(self, stream: int, data: bytes) -> bool:
+        """Send as much of `data` as the server lets us; whether all of it went before the stream ended."""
+        view = memoryview(data)
+        while view and stream not in self.ended:
+            try:
+                room = min(
+                    self._http2.local_flow_control_window(stream), self._http2.max_outbound_frame_size, len(view)
+                )
+                if room > 0:
+                    self._http2.send_data(stream, bytes(view[:room]))
+                    self.sent[stream] += room
+                    view = view[room:]
+                    await self._flush()
+                    continue
+            except (h2.exceptions.ProtocolError, h2.exceptions.StreamClosedError):
+                return False
+            self._changed.clear()
+            await self._changed.wait()
+        return not view
+
+    async def receive(self) -> None:
+        """Take in what the server says, until it hangs up."""
+        while data := await self._read():
+            for event in self._http2.receive_data(data):
+                if isinstance(event, h2.events.ResponseReceived | h2.events.TrailersReceived):
+                    self.trailers.setdefault(event.stream_id, {}).update(
+                        {str(name): str(value) for name, value in event.headers}
+                    )
+                elif isinstance(event, h2.events.StreamEnded | h2.events.StreamReset):
+                    self.ended.add(event.stream_id)
+                elif isinstance(event, h2.events.DataReceived):
+                    self._http2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+            self._changed.set()
+            await self._flush()
+        self.closed.set()
+        self._changed.set()
+
+    async def _read(self) -> bytes:
+        try:
+            return await self._reader.read(1 << 16)
+        except ConnectionError:
+            return b""
+
+    async def _flush(self) -> None:
+        self._writer.write(self._http2.data_to_send())
+        await self._writer.drain()
+
+
+@asynccontextmanager
+async def raw_connection(address: str) -> AsyncIterator[RawConnection]:
+    """Connect to `host:port`."""
+    host, _, port = address.rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    connection = RawConnection(reader, writer, host)
+    receiving = asyncio.create_task(connection.receive())
+    try:
+        await connection.begin()
+        yield connection
+    finally:
+        receiving.cancel()
+        await asyncio.gather(receiving, return_exceptions=True)
+        writer.close()
