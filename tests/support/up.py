@@ -30,6 +30,10 @@ class Up:
         self.seconds = seconds
         self.ready: dict[str, Any] = json.loads(ready_file.read_text())
 
+    def refresh(self) -> None:
+        """Read the ready file again: a process that was replaced has another pid there."""
+        self.ready = json.loads(self.ready_file.read_text())
+
     @property
     def endpoints(self) -> dict[str, Any]:
         endpoints: dict[str, Any] = self.ready["endpoints"]

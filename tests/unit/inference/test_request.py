@@ -1,5 +1,7 @@
 """What a serialised request says of itself, against protobuf's own reading."""
 
+import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,10 +12,13 @@ from tritonclient.grpc import service_pb2
 from inferplane.server.errors import InferplaneError
 from inferplane.server.inference.dataplane import request as dataplane_request
 from inferplane.server.inference.dataplane.request import InferRequest, check_request, read_envelope, read_head
+from inferplane.server.inference.dataplane.wire import length_prefixed
 from inferplane.server.rpc.errors import reason_name
 from inferplane.server.tensors import Signature, TensorSpec
 
-SIGNATURE = Signature((TensorSpec("x", "FP32", (-1, 2)), TensorSpec("s", "INT64", ())), ())
+SIGNATURE = Signature(
+    (TensorSpec("x", "FP32", (-1, 2)), TensorSpec("s", "INT64", ())), (TensorSpec("y", "FP32", (-1,)),)
+)
 
 
 def request(**fields: Any) -> service_pb2.ModelInferRequest:
@@ -99,6 +104,17 @@ BROKEN: dict[str, tuple[Any, str]] = {
     "too few contents": (lambda m: m.raw_input_contents.pop(), "raw_input_contents"),
     "too few bytes": (lambda m: m.raw_input_contents.__setitem__(0, b"1"), "raw_input_contents[0]"),
     "overflowing shape": (lambda m: m.inputs[0].shape.__setitem__(0, 1 << 62), "raw_input_contents[0]"),
+    "zero size": (lambda m: m.inputs[0].shape.__setitem__(0, 0), "inputs[0].shape"),
+    "unknown parameter": (lambda m: m.parameters["colour"].__setattr__("bool_param", True), "parameters"),
+    "many parameters": (lambda m: [m.parameters[str(n)] for n in range(100)], "parameters"),
+    "shared memory": (lambda m: m.inputs[0].parameters["shared_memory_region"], "inputs[0].parameters"),
+    "shared memory for an answer": (
+        lambda m: m.outputs.add(name="y").parameters["shared_memory_region"],
+        "outputs[0].parameters",
+    ),
+    "unknown output": (lambda m: m.outputs.add(name="z"), "outputs[0].name"),
+    "output asked for twice": (lambda m: (m.outputs.add(name="y"), m.outputs.add(name="y")), "outputs[1].name"),
+    "typed beside raw": (lambda m: m.inputs[0].contents.fp32_contents.append(1), "inputs[0].contents"),
 }
 
 
@@ -111,3 +127,61 @@ def test_a_request_that_does_not_fit_is_refused_by_its_field(broken: str) -> Non
         check_request(read(message.SerializeToString()), SIGNATURE)
     assert reason_name(refused.value.reason) == "INVALID_FIELD"
     assert refused.value.violations[0][0] == path
+
+
+@pytest.mark.parametrize("broken", ["wrong type", "wrong size", "wrong rank", "too few bytes"])
+def test_an_error_names_the_input_and_what_was_sent(broken: str) -> None:
+    message = good()
+    BROKEN[broken][0](message)
+    with pytest.raises(InferplaneError) as refused:
+        check_request(read(message.SerializeToString()), SIGNATURE)
+    problem = refused.value.violations[0][1]
+    assert "'x'" in problem
+    assert ", not " in problem
+
+
+def test_known_parameters_and_classification_pass() -> None:
+    message = good()
+    message.parameters["sequence_id"].int64_param = 1
+    message.outputs.add(name="y").parameters["classification"].int64_param = 3
+    found = read(message.SerializeToString())
+    check_request(found, SIGNATURE)
+    assert found.requested == {"y": 3}
+
+
+def test_typed_contents_pass_where_they_are_small() -> None:
+    message = good()
+    message.ClearField("raw_input_contents")
+    message.inputs[0].contents.fp32_contents.extend([1.0] * 6)
+    message.inputs[1].contents.int64_contents.append(1)
+    check_request(read(message.SerializeToString()), SIGNATURE)
+    message.inputs[0].contents.fp32_contents.append(1.0)
+    with pytest.raises(InferplaneError) as refused:
+        check_request(read(message.SerializeToString()), SIGNATURE)
+    assert refused.value.violations[0][0] == "inputs[0].contents"
+
+
+MIB = 1 << 20
+HOSTILE: dict[str, Callable[[], bytes]] = {
+    "empty inputs": lambda: b"\x2a\x00" * (31 * MIB),
+    "empty outputs": lambda: b"\x32\x00" * (31 * MIB),
+    "empty parameters": lambda: b"\x22\x00" * (31 * MIB),
+    "empty contents": lambda: b"\x3a\x00" * (31 * MIB),
+    "one input of empty parameters": lambda: length_prefixed(5, b"\x22\x00" * (31 * MIB)),
+    "one input of endless shape": lambda: length_prefixed(5, length_prefixed(3, b"\x01" * (62 * MIB))),
+    "typed contents": lambda: length_prefixed(5, length_prefixed(5, length_prefixed(2, b"\x01" * (62 * MIB)))),
+    "typed texts": lambda: length_prefixed(5, length_prefixed(5, b"\x42\x00" * (31 * MIB))),
+    "a long name": lambda: length_prefixed(1, b"m" * (62 * MIB)),
+    "a long id": lambda: length_prefixed(3, b"m" * (62 * MIB)),
+    "unknown numbers": lambda: b"\x50\x01" * (31 * MIB),
+}
+
+
+@pytest.mark.parametrize("hostile", HOSTILE)
+def test_62_mib_of_anything_are_judged_in_milliseconds(hostile: str) -> None:
+    body = length_prefixed(1, b"m") + HOSTILE[hostile]()
+    began = time.process_time()
+    with pytest.raises(InferplaneError) as refused:
+        check_request(read(body), SIGNATURE)
+    assert time.process_time() - began < 0.1
+    assert reason_name(refused.value.reason) in ("INVALID_FIELD", "MESSAGE_TOO_LARGE")

@@ -1,13 +1,19 @@
 """Typed tensors to raw contents and back."""
 
+import time
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from inferplane.inference.v1.inference_service_pb2 import PredictRequest
 from inferplane.inference.v1.tensor_pb2 import Tensor
 from inferplane.server.errors import InferplaneError
-from inferplane.server.inference.typed_tensors import raw_contents, typed_tensor
+from inferplane.server.inference.dataplane.wire import length_prefixed
+from inferplane.server.inference.typed_tensors import check_typed_size, raw_contents, typed_tensor
+from inferplane.server.rpc.errors import reason_name
 from inferplane.server.tensors import NUMPY_TYPES
 
 
@@ -50,3 +56,37 @@ def test_what_does_not_fit_is_refused_by_its_field(tensor: Tensor, path: str) ->
     with pytest.raises(InferplaneError) as refused:
         raw_contents(tensor, "x")
     assert refused.value.violations[0][0] == path
+
+
+MIB = 1 << 20
+LARGE: dict[str, Callable[[], bytes]] = {
+    "ints": lambda: length_prefixed(2, length_prefixed(6, length_prefixed(1, b"\x01" * (16 * MIB)))),
+    "texts": lambda: length_prefixed(2, length_prefixed(9, b"\x0a\x00" * (8 * MIB))),
+    "empty tensors": lambda: b"\x12\x00" * (8 * MIB),
+    "names": lambda: length_prefixed(2, length_prefixed(1, b"x" * (16 * MIB))),
+    "output names": lambda: length_prefixed(3, b"x" * (16 * MIB)),
+}
+
+
+@pytest.mark.parametrize("what", LARGE)
+def test_a_large_typed_request_is_refused_before_it_is_parsed(what: str) -> None:
+    body = LARGE[what]()
+    began = time.process_time()
+    with pytest.raises(InferplaneError) as refused:
+        check_typed_size(body)
+    assert time.process_time() - began < 0.1
+    assert reason_name(refused.value.reason) in ("INVALID_FIELD", "MESSAGE_TOO_LARGE")
+
+
+def test_raw_values_may_be_as_large_as_messages() -> None:
+    check_typed_size(
+        PredictRequest(inputs=[Tensor(name="x", datatype="UINT8", raw=bytes(32 * MIB))]).SerializeToString()
+    )
+
+
+def test_bf16_travels_raw() -> None:
+    assert raw_contents(Tensor(name="x", datatype="BF16", shape=[1], raw=b"\0\0"), "x") == b"\0\0"
+    assert typed_tensor("x", "BF16", [1], b"\0\0").raw == b"\0\0"
+    with pytest.raises(InferplaneError) as refused:
+        raw_contents(Tensor(name="x", datatype="BF16", shape=[1], doubles=Tensor.DoubleValues(values=[1])), "inputs[0]")
+    assert refused.value.violations == (("inputs[0].values", "must be raw for BF16"),)
