@@ -4,7 +4,7 @@ BIN := .venv/bin
 BUF := $(BIN)/buf
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check soak generate lock clean
+.PHONY: help run test check soak bench generate lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z.]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,6 +25,9 @@ test: .venv ## Run the test suite
 
 soak: .venv ## Run the long forms of the claims
 	$(BIN)/python -m pytest -m soak --timeout 3600
+
+bench: .venv ## Measure the data plane beside Triton itself and a bare pass-through
+	$(BIN)/python -m tests.benchmarks.data_plane
 
 check: .venv ## Check style, types, layers, the contract and the generated code
 	$(BIN)/ruff check .
