@@ -143,6 +143,24 @@ def test_a_bad_shape_is_refused_before_triton_and_the_mesh_goes_on(up: Up, tmp_p
     through(up, token, "strict", {"x": VALUES["FP32"]((1, 4))})
 
 
+def test_a_model_that_is_not_there_is_not_ready(up: Up, tmp_path: Path) -> None:
+    token = serve(up, "there", identity("FP32", ["n"]), tmp_path)
+    headers = {"authorization": f"Bearer {token}"}
+    with triton.InferenceServerClient(up.endpoints["inference"]) as client:
+        assert client.is_model_ready("there", headers=headers)
+        assert not client.is_model_ready("there", "7", headers=headers)
+        assert not client.is_model_ready("nope", headers=headers)
+
+
+def test_a_name_with_a_slash_is_not_judged_as_its_last_part(up: Up, tmp_path: Path) -> None:
+    token = serve(up, "slashed", identity("FP32", ["n"]), tmp_path)
+    headers = {"authorization": f"Bearer {token}"}
+    with triton.InferenceServerClient(up.endpoints["inference"]) as client:
+        for ask in (client.is_model_ready, client.get_model_metadata, client.get_model_config):
+            with pytest.raises(InferenceServerException, match="INVALID_ARGUMENT"):
+                ask("x/slashed", headers=headers)
+
+
 def test_repository_and_shared_memory_calls_are_refused(up: Up, tmp_path: Path) -> None:
     token = serve(up, "plain", identity("FP32", ["n"]), tmp_path)
     headers = {"authorization": f"Bearer {token}"}
