@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
 
 from google.protobuf.message import Message
 
@@ -67,14 +68,29 @@ class _FieldsCheck:
         self._principal = principal
         self._rule = rule
         self._admission = admission
-        self._seen: dict[str, str] = {}
+        self._seen: dict[str, list[str]] = {}
 
     def __call__(self, message: Message) -> None:
         for path in self._rule.fields.paths:
-            value = getattr(message, path) or self._seen.get(path, "")
-            try:
-                name = subject_of(value)
-            except ValueError as error:
-                raise invalid_field(path, str(error)) from None
-            self._admission.authorize(self._principal, self._rule.permission, name)
-            self._seen[path] = value
+            values = values_at(message, path)
+            if not any(values):
+                values = self._seen.get(path, [""])
+            for value in values:
+                try:
+                    name = subject_of(value)
+                except ValueError as error:
+                    raise invalid_field(path, str(error)) from None
+                self._admission.authorize(self._principal, self._rule.permission, name)
+            self._seen[path] = values
+
+
+def values_at(message: Message, path: str) -> list[str]:
+    """The values of a field path such as `deployment.targets.model_version`: of every element, where one is a list."""
+    found: list[Any] = [message]
+    for step in path.split("."):
+        found = [value for item in found for value in _each(getattr(item, step))]
+    return found
+
+
+def _each(value: Any) -> list[Any]:
+    return [value] if isinstance(value, str | Message) else list(value)
