@@ -101,9 +101,14 @@ async def test_a_triton_that_takes_no_models_is_told_from_one_that_is_away() -> 
         (Outcome(triton="UNAVAILABLE", detail="Socket closed"), AwayError, "Triton went away"),
         (Outcome(triton="DEADLINE_EXCEEDED"), LoadRefusedError, "within 300 s"),
         (
-            Outcome(triton="INTERNAL", detail="At:\n  /tmp/folderAbC123/1/model.py(9): initialize\x00" + "x" * 9999),
+            Outcome(triton="INTERNAL", detail="no file /tmp/folderAbC123/1/model.onnx\x00\n\nAt:\n  /srv/a.py(9): b"),
             LoadRefusedError,
-            r"^Triton could not load it: At: 1/model.py\(9\): initialize\?x{300,400}$",
+            r"^Triton could not load it: no file model.onnx\?$",
+        ),
+        (
+            Outcome(triton="INTERNAL", detail="x" * 9999),
+            LoadRefusedError,
+            r"^Triton could not load it: x{400}$",
         ),
     ],
 )

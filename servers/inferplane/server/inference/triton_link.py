@@ -23,7 +23,8 @@ MAX_DETAIL = 200
 MAX_SAID = 400
 
 _NOT_EXPLICIT = re.compile(r"explicit model load / unload is not allowed")
-_FOLDER = re.compile(r"/[^\s'\"]*/folder\w{6}/")
+_FOLDER = re.compile(r"(?<![\w.])/(?:[\w.+@-]+/)+")
+_TRACEBACK = re.compile(r"\s+At:\s+/")
 NOBODY = "_inferplane_nobody"
 """A name that no deployment can have."""
 
@@ -109,8 +110,8 @@ class TritonLink:
 
 
 def said(text: str) -> str:
-    """What Triton said, for people: on one line, bounded, and without the folders that it keeps models in."""
-    line = " ".join(_FOLDER.sub("", text).split())
+    """What Triton said, for people: on one line, bounded, without tracebacks and the folders of its machine."""
+    line = " ".join(_FOLDER.sub("", _TRACEBACK.split(text)[0]).split())
     return "".join(char if char.isprintable() else "?" for char in line)[:MAX_SAID]
 
 
