@@ -29,7 +29,7 @@ deployment = sa.Table(
 other_target = sa.Table(
     "other_target",
     metadata,
-    sa.Column("deployment_id", sa.Uuid, primary_key=True),
+    sa.Column("deployment_id", sa.Uuid, sa.ForeignKey(deployment.c.id, ondelete="CASCADE"), primary_key=True),
     sa.Column("version", sa.Integer, primary_key=True),
     sa.Column("role", sa.Text, nullable=False),
     sa.Column("digest", sa.Text, nullable=False),

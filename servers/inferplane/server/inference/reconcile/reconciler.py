@@ -127,6 +127,8 @@ class Reconciler:
 
         asked = list(names)
         answers = await asyncio.gather(*map(ask, asked), return_exceptions=True)
+        if failures := [answer for answer in answers if isinstance(answer, BaseException)]:
+            log.warning("triton_cannot_say", deployments=len(failures), first=str(failures[0])[:300])
         return {name: said for name, said in zip(asked, answers, strict=True) if not isinstance(said, BaseException)}
 
     async def _cancel(self, names: Iterable[str]) -> None:
