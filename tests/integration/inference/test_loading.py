@@ -256,7 +256,7 @@ async def test_a_deployment_says_that_triton_takes_no_models(settings: Settings,
 HANGS = b"""
 import time
 class TritonPythonModel:
-    def initialize(self, args): time.sleep(5)
+    def initialize(self, args): time.sleep(12)
     def execute(self, requests): return []
 """
 
@@ -274,6 +274,18 @@ async def test_a_deployment_deleted_while_triton_loads_it_is_gone_afterwards(
     assert await stand.link.served("m") is None
     await asyncio.to_thread(lambda: [stub.wait(30) for stub in stubs(stand)])
     assert await stand.link.served("m") is None
+
+
+async def test_loads_that_hang_in_triton_hold_up_no_other(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("inferplane.server.inference.formats.onnx._support_files", slowly)
+        hung = [asyncio.create_task(stand.loader.load(f"hung-{n}", stand.version())) for n in range(3)]
+        await until(lambda: len(stubs(stand)) == 3, 30)
+    await stand.loader.load("m", stand.version())
+    assert [task.done() for task in hung] == [False] * 3
+    for task in hung:
+        task.cancel()
+    await asyncio.gather(*hung, return_exceptions=True)
 
 
 def slowly(version: int, *, native: bool) -> dict[str, bytes]:
