@@ -31,6 +31,7 @@ class FakeInference(
         self.fakes = fakes
         self.deployments: dict[str, Deployment] = {}
         self.states = [Deployment.STATE_LOADING, Deployment.STATE_READY]
+        self.messages = {Deployment.STATE_FAILED: "no such operator", Deployment.STATE_LOADING: "waits for Triton"}
         self.incoming_state = Deployment.STATE_LOADING
         self.outputs: list[Tensor] = []
         self.requests: list[inference_service_pb2.PredictRequest] = []
@@ -69,7 +70,7 @@ class FakeInference(
             del deployment.targets[0]
             deployment.targets[0].role = Target.ROLE_PRIMARY
         deployment.state = self.states.pop(0) if len(self.states) > 1 else self.states[0]
-        deployment.state_message = "no such operator" if deployment.state == Deployment.STATE_FAILED else ""
+        deployment.state_message = self.messages.get(deployment.state, "")
         return deployment
 
     async def ListDeployments(

@@ -25,7 +25,11 @@ def deploy(
     with invocation.plane() as plane:
         deployment = plane.inference.deploy(model, name=name, wait=wait, timeout=timeout)
     record = records.deployment(deployment)
-    invocation.done(record, f"{record['name']} serves {record['model_version']}: {record['state']}.")
+    if record["incoming"]:
+        text = f"{record['name']} serves {record['model_version']} until {record['incoming']} is loaded."
+    else:
+        text = f"{record['name']} serves {record['model_version']}: {record['state']}."
+    invocation.done(record, text)
 
 
 @command(app, "undeploy")

@@ -100,7 +100,7 @@ class InferenceClient:
                 raise DeadlineExceeded(
                     f"{deployment.name} was still loading after {timeout:g} s; it goes on loading"
                     + (f" ({deployment.state_message})" if deployment.state_message else ""),
-                    reason="DEADLINE_EXCEEDED",
+                    reason="DEPLOYMENT_LOADING",
                     metadata={"deployment": deployment.name},
                 )
             await asyncio.sleep(min(pause, left))

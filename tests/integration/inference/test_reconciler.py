@@ -10,7 +10,7 @@ from sqlalchemy import URL
 
 from inferplane.server.access.source import PolicySource
 from inferplane.server.inference.deployments import Deployment, Deployments, Served, VersionInfo
-from inferplane.server.inference.reconcile.loader import AwayError, LoadRefusedError
+from inferplane.server.inference.reconcile.loader import AwayError, LoadRefusedError, NotControlledError
 from inferplane.server.inference.reconcile.reconciler import Reconciler
 from inferplane.server.inference.repository import DeploymentReader, DeploymentRepository
 from inferplane.server.keys import MasterKey
@@ -177,6 +177,17 @@ async def test_what_failed_is_tried_again_after_ever_longer_pauses(stand: Stand)
     assert tried_at == [0, 5, 15, 35, 75]
 
 
+async def test_a_triton_that_takes_no_models_is_asked_again_within_seconds(stand: Stand) -> None:
+    stand.triton.fails = {"m": NotControlledError("start it with --model-control-mode=explicit")}
+    for second in range(60):
+        stand.now = float(second)
+        assert (await stand.passes(1)).state in ("LOADING", "FAILED")
+    assert len(stand.triton.loads) > 10
+    stand.triton.fails = {}
+    stand.now += 5
+    assert (await stand.passes()).state == "READY"
+
+
 async def test_asking_again_for_what_failed_is_tried_at_once(stand: Stand) -> None:
     stand.triton.fails = {"m": LoadRefusedError("broken")}
     await stand.passes()
@@ -214,7 +225,7 @@ async def test_deleting_what_hangs_gives_its_load_up(stand: Stand) -> None:
     assert stand.triton.cancelled == ["m"]
     stand.triton.hangs = set()
     await stand.reconciler.reconcile()
-    await stand.reconciler.settled()
+    await asyncio.gather(*(task for _, task in stand.reconciler._running.values()))
     assert await stand.rows() == []
 
 

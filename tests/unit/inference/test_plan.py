@@ -184,6 +184,14 @@ def test_a_failure_is_waited_for_twice_as_long_each_time_up_to_a_cap() -> None:
     assert retries.due(key, 600)
 
 
+def test_after_a_success_the_next_failure_is_a_first_one() -> None:
+    retries, key = Retries(first=5, longest=600), key_of(deployed(), V1)
+    retries.failed(key, 0)
+    retries.succeeded(key)
+    assert retries.due(key, 0)
+    assert retries.failed(key, 0) == 5
+
+
 def test_a_new_wish_for_the_same_is_tried_at_once() -> None:
     row, retries = deployed(state="FAILED"), Retries()
     retries.failed(key_of(row, V1), 0)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from inferplane.server.inference.deployments import VersionInfo
     from inferplane.server.inference.triton_link import TritonLink
 
-__all__ = ["AwayError", "LoadRefusedError", "ModelLoader"]
+__all__ = ["AwayError", "LoadRefusedError", "ModelLoader", "NotControlledError"]
 
 log = structlog.get_logger()
 
@@ -52,6 +52,10 @@ _INHERITED = ("PATH", "LD_LIBRARY_PATH", "TMPDIR")
 
 class LoadRefusedError(Exception):
     """The model cannot be loaded as it is; the text says to people why."""
+
+
+class NotControlledError(LoadRefusedError):
+    """Triton takes no models at all, in the mode that it was started in."""
 
 
 class AwayError(Exception):
@@ -180,7 +184,7 @@ def _raise_for(outcome: Outcome) -> None:
     if outcome.triton == "DEADLINE_EXCEEDED":
         raise LoadRefusedError(f"Triton did not load it within {LOAD_TIMEOUT:g} s")
     if problem := control_problem(outcome.detail):
-        raise LoadRefusedError(problem)
+        raise NotControlledError(problem)
     if outcome.triton == "UNAVAILABLE":
         raise AwayError("Triton went away during the load")
     raise LoadRefusedError(f"Triton could not load it: {said(outcome.detail)}")

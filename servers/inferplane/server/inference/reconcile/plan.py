@@ -75,6 +75,11 @@ class Retries:
         """Whether it may be tried."""
         return now >= self._not_before.get(key, now)
 
+    def succeeded(self, key: Key) -> None:
+        """Forget its failures."""
+        self._failures.pop(key, None)
+        self._not_before.pop(key, None)
+
     def keep(self, keys: Iterable[Key]) -> None:
         """Forget all others."""
         kept = set(keys)

@@ -15,7 +15,7 @@ import structlog
 
 from inferplane.server.errors import InferplaneError
 from inferplane.server.inference.deployments import Served
-from inferplane.server.inference.reconcile.loader import AwayError, LoadRefusedError
+from inferplane.server.inference.reconcile.loader import AwayError, LoadRefusedError, NotControlledError
 from inferplane.server.inference.reconcile.plan import Action, Confirm, Load, Retries, Unload, key_of, plan
 from inferplane.server.inference.repository import DeploymentReader, DeploymentRepository
 from inferplane.server.storage.audit import Actor
@@ -104,10 +104,6 @@ class Reconciler:
             self._running[name] = (action, task)
             task.add_done_callback(partial(self._ended, name))
 
-    async def settled(self) -> None:
-        """Wait until what was begun has ended."""
-        await asyncio.gather(*(task for _, task in self._running.values()), return_exceptions=True)
-
     def _remember_only(self, deployments: Iterable["Deployment"]) -> None:
         keys = set()
         for row in deployments:
@@ -168,10 +164,14 @@ class Reconciler:
             log.warning("deployment_waits", deployment=deployment.name, reason=str(away), retry_after=delay)
             await self._say(deployment, f"waits: {away}")
         except LoadRefusedError as refusal:
-            delay = self._refused.failed(key, self._clock())
+            # A Triton that takes no models is restarted in another mode, and tried without any bytes until then.
+            retries = self._away if isinstance(refusal, NotControlledError) else self._refused
+            delay = retries.failed(key, self._clock())
             log.warning("deployment_load_failed", deployment=deployment.name, why=str(refusal), retry_after=delay)
             await self._refuse(deployment, version, str(refusal))
         else:
+            self._away.succeeded(key)
+            self._refused.succeeded(key)
             await self._confirm(deployment, version)
 
     async def _unload(self, deployment: "Deployment", *, from_triton: bool) -> None:
