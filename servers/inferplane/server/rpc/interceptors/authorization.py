@@ -18,6 +18,9 @@ from inferplane.server.rpc.pipeline import Interceptor
 
 __all__ = ["authorization"]
 
+MAX_NAMES = 64
+"""Names of one message that are looked up: a small message can hold a million."""
+
 
 def authorization(admission: Admission) -> Interceptor:
     """An interceptor that refuses what no rule and no grant allows."""
@@ -73,6 +76,8 @@ class _FieldsCheck:
     def __call__(self, message: Message) -> None:
         for path in self._rule.fields.paths:
             values = values_at(message, path)
+            if len(values) > MAX_NAMES:
+                raise invalid_field(path, f"must be at most {MAX_NAMES}")
             if not any(values):
                 values = self._seen.get(path, [""])
             for value in values:
