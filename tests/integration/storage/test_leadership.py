@@ -65,9 +65,9 @@ async def test_one_of_several_leads_and_another_takes_over_when_it_ends(database
             await until(lambda: follower.backend != 0)
             if leader is second:
                 await execute(database_url, f"SELECT pg_terminate_backend({second.backend})")
-                await until(lambda: first.leads)
+                await until(lambda: first.leads, 30)
         assert not first.leads
-        await until(lambda: second.leads)
+        await until(lambda: second.leads, 30)
 
 
 async def test_the_work_ends_as_soon_as_the_locks_connection_does(database_url: URL) -> None:
@@ -76,14 +76,14 @@ async def test_the_work_ends_as_soon_as_the_locks_connection_does(database_url: 
     async with running(first):
         await until(lambda: first.leads)
         async with running(second):
-            for _ in range(5):
+            for _ in range(2):
                 leader, follower = (first, second) if first.leads else (second, first)
                 await execute(database_url, f"SELECT pg_terminate_backend({leader.backend})")
                 async with asyncio.timeout(5):
                     while leader.leads:
                         assert not follower.leads
                         await asyncio.sleep(0)
-                await until(lambda: first.leads or second.leads)
+                await until(lambda: first.leads or second.leads, 30)
                 assert first.leads != second.leads
 
 

@@ -1,7 +1,8 @@
 """Who leads: of all processes that would do a piece of work, the one whose connection holds an advisory lock.
 
-PostgreSQL gives the lock to another as soon as it takes that connection for gone, so the work ends with the connection
-and never later than the leader itself learns of it.
+PostgreSQL gives the lock to another as soon as it takes that connection for gone, which may be a moment before the
+leader hears of it. So the leader stops at once when its connection ends or answers no more, and the next one begins
+only when the one before must have stopped.
 """
 
 import asyncio
@@ -18,6 +19,10 @@ log = structlog.get_logger()
 INTERVAL = 1.0
 """Seconds between tries to take the lock, and between questions whether the connection still answers."""
 ANSWER_TIMEOUT = 2.0
+TAKEOVER = INTERVAL + ANSWER_TIMEOUT + 0.5
+"""Seconds from taking a lock that another held to the work: by then the other has found out that it lost it."""
+START = 0.5
+"""The same where nobody was seen to hold it."""
 
 Connect = Callable[[], Awaitable[asyncpg.Connection]]
 Work = Callable[[], Awaitable[None]]
@@ -48,11 +53,18 @@ class Leadership:
         connection.add_termination_listener(lambda _: lost.set())
         try:
             # Polled: waiting inside PostgreSQL would outlast the connection's command timeout.
-            while not await connection.fetchval("SELECT pg_try_advisory_lock($1)", self._lock):  # noqa: ASYNC110
+            pause = START
+            while not await connection.fetchval("SELECT pg_try_advisory_lock($1)", self._lock):
+                pause = TAKEOVER
                 await asyncio.sleep(INTERVAL)
-            await _first_to_end(work(), lost.wait(), _answers(connection))
+            await _first_to_end(_after(pause, work), lost.wait(), _answers(connection))
         finally:
             connection.terminate()
+
+
+async def _after(pause: float, work: Work) -> None:
+    await asyncio.sleep(pause)
+    await work()
 
 
 async def _answers(connection: asyncpg.Connection) -> None:
