@@ -11,7 +11,6 @@ import pytest
 import pytest_asyncio
 import tritonclient.grpc.aio as triton
 from onnx import TensorProto, helper
-from tritonclient.grpc import service_pb2_grpc
 from tritonclient.utils import (
     InferenceServerException,
     np_to_triton_dtype,
@@ -19,8 +18,8 @@ from tritonclient.utils import (
 
 from inferplane.server.artifact.onnx_inspection import inspect_onnx
 from inferplane.server.embedded.triton import EmbeddedTriton
-from inferplane.server.inference.reconcile.loader import TritonModels
 from tests.support.onnx_models import ELEMENT_TYPES, identity, model, tensor
+from tests.support.triton import load_model
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -49,8 +48,7 @@ class Serving:
     def __init__(self, server: EmbeddedTriton, channel: grpc.aio.Channel, client: Any) -> None:
         self.server = server
         self.headers = dict([server.header])
-        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-        self.models = TritonModels(stub, metadata=(server.header,))
+        self.channel = channel
         self.client = client
 
     async def load(self, name: str, proto: onnx.ModelProto, version: int = 1) -> None:
@@ -59,7 +57,8 @@ class Serving:
         async def chunks() -> AsyncIterator[bytes]:
             yield data
 
-        await self.models.load(name, version, await inspect_onnx(chunks()), data)
+        signature = await inspect_onnx(chunks())
+        await load_model(self.channel, name, version, signature, data, header=self.server.header)
 
     async def infer(
         self, name: str, feed: Mapping[str, Array], outputs: Sequence[str] | None = None
@@ -189,7 +188,7 @@ async def test_a_failed_load_leaves_the_version_before_it(serving: Serving) -> N
 
 async def test_an_unloaded_model_is_gone(serving: Serving) -> None:
     await serving.load("unloaded", identity())
-    await serving.models.unload("unloaded")
+    await serving.client.unload_model("unloaded", headers=serving.headers)
     assert not await serving.client.is_model_ready("unloaded", headers=serving.headers)
 
 

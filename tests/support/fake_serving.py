@@ -15,7 +15,7 @@ from inferplane.inference.v1 import (
     inference_service_pb2,
     inference_service_pb2_grpc,
 )
-from inferplane.inference.v1.deployment_pb2 import Deployment
+from inferplane.inference.v1.deployment_pb2 import Deployment, Target
 from inferplane.inference.v1.tensor_pb2 import Tensor
 from inferplane.reporting.v1 import reporting_service_pb2, reporting_service_pb2_grpc
 from inferplane.reporting.v1.report_pb2 import VersionMetrics, VersionQuality
@@ -31,6 +31,8 @@ class FakeInference(
         self.fakes = fakes
         self.deployments: dict[str, Deployment] = {}
         self.states = [Deployment.STATE_LOADING, Deployment.STATE_READY]
+        self.messages = {Deployment.STATE_FAILED: "no such operator", Deployment.STATE_LOADING: "waits for Triton"}
+        self.incoming_state = Deployment.STATE_LOADING
         self.outputs: list[Tensor] = []
         self.requests: list[inference_service_pb2.PredictRequest] = []
 
@@ -39,18 +41,36 @@ class FakeInference(
     ) -> Deployment:
         await self.fakes.enter(context, "CreateDeployment")
         name = f"deployments/{request.deployment_id}"
-        self.deployments[name] = Deployment(
-            name=name, model_version=request.model_version, state=Deployment.STATE_LOADING, signature=SIGNATURE
-        )
+        if name in self.deployments:
+            await fail(context, Fault(grpc.StatusCode.ALREADY_EXISTS, "DEPLOYMENT_EXISTS"))
+        primary = Target(role=Target.ROLE_PRIMARY, model_version=request.model_version, signature=SIGNATURE)
+        self.deployments[name] = Deployment(name=name, targets=[primary], state=Deployment.STATE_LOADING)
         return self.deployments[name]
+
+    async def UpdateDeployment(
+        self, request: deployment_service_pb2.UpdateDeploymentRequest, context: Any
+    ) -> Deployment:
+        await self.fakes.enter(context, "UpdateDeployment")
+        deployment = self.deployments[request.deployment.name]
+        deployment.targets.add(
+            role=Target.ROLE_INCOMING,
+            model_version=request.deployment.targets[0].model_version,
+            signature=SIGNATURE,
+            state=self.incoming_state,
+            state_message="no such operator" if self.incoming_state == Deployment.STATE_FAILED else "",
+        )
+        return deployment
 
     async def GetDeployment(self, request: deployment_service_pb2.GetDeploymentRequest, context: Any) -> Deployment:
         await self.fakes.enter(context, "GetDeployment")
         if request.name not in self.deployments:
             await fail(context, Fault(grpc.StatusCode.NOT_FOUND, "DEPLOYMENT_NOT_FOUND"))
         deployment = self.deployments[request.name]
+        if len(deployment.targets) > 1 and self.incoming_state != Deployment.STATE_FAILED:
+            del deployment.targets[0]
+            deployment.targets[0].role = Target.ROLE_PRIMARY
         deployment.state = self.states.pop(0) if len(self.states) > 1 else self.states[0]
-        deployment.state_message = "no such operator" if deployment.state == Deployment.STATE_FAILED else ""
+        deployment.state_message = self.messages.get(deployment.state, "")
         return deployment
 
     async def ListDeployments(

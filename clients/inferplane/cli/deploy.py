@@ -21,11 +21,15 @@ def deploy(
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it answers.")] = True,
     timeout: Annotated[float, typer.Option("--timeout", min=0, help="How many seconds to wait.")] = 60.0,
 ) -> None:
-    """Serve a version of a model."""
+    """Serve a version of a model; on a name that serves another one, replace it without an outage."""
     with invocation.plane() as plane:
         deployment = plane.inference.deploy(model, name=name, wait=wait, timeout=timeout)
     record = records.deployment(deployment)
-    invocation.done(record, f"{record['name']} serves {record['model_version']}: {record['state']}.")
+    if record["incoming"]:
+        text = f"{record['name']} serves {record['model_version']} until {record['incoming']} is loaded."
+    else:
+        text = f"{record['name']} serves {record['model_version']}: {record['state']}."
+    invocation.done(record, text)
 
 
 @command(app, "undeploy")

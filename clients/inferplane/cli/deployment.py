@@ -14,6 +14,8 @@ _COLUMNS = {
     "name": "Deployment",
     "model_version": "Serves",
     "digest": "Digest",
+    "incoming": "Incoming",
+    "incoming_message": "Incoming says",
     "state": "State",
     "state_message": "Message",
     "create_time": "Created",

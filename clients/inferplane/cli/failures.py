@@ -52,6 +52,7 @@ _HINTS_BY_REASON = {
     "DEPLOYMENT_NOT_FOUND": "`inferplane deployment list` shows the deployments that you may see",
     "DEPLOYMENT_EXISTS": "choose another name with --name, or run `inferplane undeploy` first",
     "DEPLOYMENT_NOT_READY": "`inferplane deployment list` shows its state; try again when it is READY",
+    "DEPLOYMENT_LOADING": "`inferplane deployment show NAME` says how it stands and what it waits for",
     "DEPLOYMENT_FAILED": "loading is tried again; `inferplane undeploy` gives it up",
     "LAST_ADMIN": "give somebody else the role admin on '*' first",
     "PREDICTION_NOT_FOUND": "records arrive within seconds; check the id and the deployment",

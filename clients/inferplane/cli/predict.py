@@ -68,7 +68,7 @@ def predict(
 
 def _from_json(plane: Inferplane, deployment: str, file: str) -> dict[str, Array]:
     text = sys.stdin.read() if file == "-" else Path(file).read_text()
-    return tensor_files.from_json(text, plane.inference.get(deployment).signature.inputs)
+    return tensor_files.from_json(text, plane.inference.get(deployment).targets[0].signature.inputs)
 
 
 def _record(prediction: Prediction) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from inferplane.artifact.v1.model_pb2 import Model, ModelAlias, ModelVersion
 from inferplane.auth.v1.grant_pb2 import Grant
 from inferplane.client.names import short
 from inferplane.common.v1.tensor_pb2 import ModelSignature, TensorSpec
-from inferplane.inference.v1.deployment_pb2 import Deployment
+from inferplane.inference.v1.deployment_pb2 import Deployment, Target
 
 
 def time(stamp: Timestamp) -> str | None:
@@ -57,14 +57,17 @@ def alias(message: ModelAlias) -> dict[str, Any]:
 
 
 def deployment(message: Deployment) -> dict[str, Any]:
-    """Give a deployment."""
+    """Give a deployment: what serves, and beside it what is to come."""
+    served, *incoming = message.targets or [Target()]
     return {
         "name": short(message.name),
-        "model_version": message.model_version,
-        "digest": message.digest,
+        "model_version": served.model_version,
+        "digest": served.digest,
+        "incoming": next((target.model_version for target in incoming), ""),
+        "incoming_message": next((target.state_message for target in incoming), ""),
         "state": Deployment.State.Name(message.state).removeprefix("STATE_"),
         "state_message": message.state_message,
-        "signature": signature(message.signature),
+        "signature": signature(served.signature),
         "create_time": time(message.create_time),
         "creator": short(message.creator),
     }

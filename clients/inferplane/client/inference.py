@@ -5,11 +5,12 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import grpc
+from google.protobuf.field_mask_pb2 import FieldMask
 
 from inferplane.artifact.v1.model_registry_service_pb2_grpc import ModelRegistryServiceStub
 from inferplane.client.artifact import newest_version
 from inferplane.client.calls import new_key, unary, walk
-from inferplane.client.errors import DeadlineExceeded, DeploymentFailed
+from inferplane.client.errors import AlreadyExists, DeadlineExceeded, DeploymentFailed
 from inferplane.client.names import ModelRef, model_id
 from inferplane.client.tensors import Array, decode, encode
 from inferplane.inference.v1 import (
@@ -18,7 +19,7 @@ from inferplane.inference.v1 import (
     inference_service_pb2,
     inference_service_pb2_grpc,
 )
-from inferplane.inference.v1.deployment_pb2 import Deployment
+from inferplane.inference.v1.deployment_pb2 import Deployment, Target
 
 _FIRST_POLL = 0.05
 _LAST_POLL = 1.0
@@ -53,8 +54,10 @@ class InferenceClient:
     ) -> Deployment:
         """Serve `NAME`, `NAME:VERSION` or `NAME@ALIAS` under `name`, by default the model's own.
 
-        A bare name means the newest version. Waits until the deployment answers, at most `timeout` seconds,
-        unless told not to. Raises DeploymentFailed, DeadlineExceeded or AlreadyExists.
+        A bare name means the newest version. Where the name serves another version of the model already, that one
+        answers until the new one is loaded. Waits until the deployment answers with the version, at most `timeout`
+        seconds, unless told not to. Raises DeploymentFailed, DeadlineExceeded, FailedPrecondition for a model that is
+        too large, or InvalidArgument where the name serves another model.
         """
         ref = ModelRef.parse(model_ref)
         deployment_id = model_id(ref.model if name is None else name, "deployment")
@@ -62,28 +65,42 @@ class InferenceClient:
         request = deployment_service_pb2.CreateDeploymentRequest(
             deployment_id=deployment_id, model_version=version, idempotency_key=new_key()
         )
-        deployment = await unary(self.deployments.CreateDeployment, request)
+        try:
+            deployment = await unary(self.deployments.CreateDeployment, request)
+        except AlreadyExists:
+            deployment = await self.replace(deployment_id, version)
         return await self.wait_ready(deployment_id, timeout=timeout) if wait else deployment
 
+    async def replace(self, name: str, model_version: str, *, timeout: float | None = None) -> Deployment:
+        """Let a deployment serve another version of its model, `models/{model}/versions/{version}` or an alias.
+
+        Answers at once; see `wait_ready`. Raises NotFound, FailedPrecondition or InvalidArgument.
+        """
+        wanted = Deployment(name=_deployment(name), targets=[Target(model_version=model_version)])
+        request = deployment_service_pb2.UpdateDeploymentRequest(
+            deployment=wanted, update_mask=FieldMask(paths=["targets"]), idempotency_key=new_key()
+        )
+        return await unary(self.deployments.UpdateDeployment, request, timeout)
+
     async def wait_ready(self, name: str, *, timeout: float = 60.0) -> Deployment:
-        """Ask until the deployment is READY; raises DeploymentFailed or, after `timeout`, DeadlineExceeded."""
+        """Ask until the deployment is READY and not being replaced any more.
+
+        Raises DeploymentFailed or, after `timeout` seconds, DeadlineExceeded.
+        """
         loop = asyncio.get_running_loop()
         deadline, pause = loop.time() + timeout, _FIRST_POLL
         while True:
             deployment = await self.get(name)
-            if deployment.state == Deployment.STATE_READY:
+            incoming = [target for target in deployment.targets if target.role == Target.ROLE_INCOMING]
+            if deployment.state == Deployment.STATE_READY and not incoming:
                 return deployment
-            if deployment.state == Deployment.STATE_FAILED:
-                raise DeploymentFailed(
-                    f"{deployment.name} could not be loaded: {deployment.state_message}",
-                    reason="DEPLOYMENT_FAILED",
-                    metadata={"deployment": deployment.name},
-                )
+            _raise_if_failed(deployment, incoming)
             left = deadline - loop.time()
             if left <= 0:
                 raise DeadlineExceeded(
-                    f"{deployment.name} was still loading after {timeout:g} s; it goes on loading",
-                    reason="DEADLINE_EXCEEDED",
+                    f"{deployment.name} was still loading after {timeout:g} s; it goes on loading"
+                    + (f" ({deployment.state_message})" if deployment.state_message else ""),
+                    reason="DEPLOYMENT_LOADING",
                     metadata={"deployment": deployment.name},
                 )
             await asyncio.sleep(min(pause, left))
@@ -138,6 +155,21 @@ class InferenceClient:
             answer.digest,
             {tensor.name: decode(tensor) for tensor in answer.outputs},
         )
+
+
+def _raise_if_failed(deployment: Deployment, incoming: Sequence[Target]) -> None:
+    if deployment.state == Deployment.STATE_FAILED:
+        problem = f"could not be loaded: {deployment.state_message}"
+    elif incoming and incoming[0].state == Deployment.STATE_FAILED:
+        problem = (
+            f"goes on with {deployment.targets[0].model_version}, since {incoming[0].model_version} could not be"
+            f" loaded: {incoming[0].state_message}"
+        )
+    else:
+        return
+    raise DeploymentFailed(
+        f"{deployment.name} {problem}", reason="DEPLOYMENT_FAILED", metadata={"deployment": deployment.name}
+    )
 
 
 def _deployment(name: str) -> str:

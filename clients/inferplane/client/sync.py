@@ -132,6 +132,7 @@ class InferenceClient(Facade[inference.InferenceClient]):
     """See `inferplane.client.inference.InferenceClient`."""
 
     deploy = blocking(inference.InferenceClient.deploy)
+    replace = blocking(inference.InferenceClient.replace)
     wait_ready = blocking(inference.InferenceClient.wait_ready)
     get = blocking(inference.InferenceClient.get)
     list_deployments = iterating(inference.InferenceClient.list_deployments)

@@ -18,13 +18,13 @@ import psutil
 import pytest
 import pytest_asyncio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonclient.grpc import service_pb2
 
 from inferplane.server.embedded import triton
 from inferplane.server.embedded.triton import EmbeddedTriton, EmbeddedTritonError
-from inferplane.server.inference.reconcile.loader import TritonModels
 from inferplane.server.tensors import Signature, TensorSpec
 from tests.support.onnx_models import identity
+from tests.support.triton import load_model
 
 SIGNATURE = Signature((TensorSpec("x", "FP32", (-1,)),), (TensorSpec("y", "FP32", (-1,)),))
 METHODS = [method.name for method in service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods]
@@ -49,8 +49,7 @@ asyncio.run(main())
 
 async def load_a_model(endpoint: str, header: tuple[str, str]) -> None:
     async with grpc.aio.insecure_channel(endpoint) as channel:
-        models = TritonModels(service_pb2_grpc.GRPCInferenceServiceStub(channel), metadata=(header,))
-        await models.load("m", 1, SIGNATURE, identity().SerializeToString())
+        await load_model(channel, "m", 1, SIGNATURE, identity().SerializeToString(), header=header)
 
 
 async def call(channel: grpc.aio.Channel, method: str, metadata: tuple[tuple[str, str], ...]) -> None:

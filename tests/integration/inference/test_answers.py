@@ -69,7 +69,7 @@ async def test_outputs_that_were_not_asked_for_are_not_passed_on() -> None:
 
 async def test_a_record_names_the_version_that_answered() -> None:
     old, new = target(1), target(2)
-    async with data_plane([Route("m", old, ready=True, incoming=new)]) as plane:
+    async with data_plane([Route("m", old, ready=True, others=(new,))]) as plane:
         for version in ("1", "2", "1"):
             plane.triton.answer = partial(echo, version=version)
             await plane.infer()

@@ -1,121 +1,324 @@
-"""What becomes of a deployment while Triton and the artifact service come and go."""
+"""What becomes of deployments while Triton and the artifact service come, go, fail and hang."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
 import pytest
+from sqlalchemy import URL
 
-from inferplane.common.v1.errors_pb2 import ErrorReason
-from inferplane.server.errors import InferplaneError
-from inferplane.server.inference.deployments import Deployments, VersionInfo
+from inferplane.server.access.source import PolicySource
+from inferplane.server.inference.deployments import Deployment, Deployments, Served, VersionInfo
+from inferplane.server.inference.reconcile.loader import AwayError, LoadRefusedError, NotControlledError
 from inferplane.server.inference.reconcile.reconciler import Reconciler
 from inferplane.server.inference.repository import DeploymentReader, DeploymentRepository
 from inferplane.server.keys import MasterKey
 from inferplane.server.settings import ServiceName, Settings
+from inferplane.server.storage import database
 from inferplane.server.storage.audit import Actor
-from inferplane.server.storage.database import Database
+from inferplane.server.storage.leadership import Leadership
 from inferplane.server.storage.unit_of_work import UnitOfWorkFactory
 from inferplane.server.tensors import Signature
+from tests.conftest import execute
+from tests.support.mesh import until
 
-VERSION = VersionInfo("m", 1, "sha256:" + "0" * 64, 4, Signature((), ()), "")
+ALICE = Actor("users/alice")
+
+
+def version(number: int = 1, model: str = "m") -> VersionInfo:
+    return VersionInfo(model, number, f"sha256:{number:064}", 4, Signature((), ()), "")
 
 
 class Triton:
-    """Loads what it is given; raises `fails` where it is set. Also stands for the artifact service."""
+    """Loads what it is told to; raises `fails` for a name and hangs on the names in `hangs`."""
 
     def __init__(self) -> None:
+        self.is_live = True
+        self.answers = True
+        self.serves: dict[str, Served] = {}
         self.fails: dict[str, Exception] = {}
-        self.digest: str | None = None
+        self.hangs: set[str] = set()
+        self.loads: list[tuple[str, int]] = []
+        self.cancelled: list[str] = []
 
-    def step(self, name: str) -> None:
+    async def live(self) -> bool:
+        return self.is_live
+
+    async def served(self, name: str) -> Served | None:
+        if not self.answers:
+            nothing = grpc.aio.Metadata()
+            raise grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, nothing, nothing)
+        return self.serves.get(name)
+
+    async def load(self, name: str, wanted: VersionInfo) -> None:
+        self.loads.append((name, wanted.version))
+        await self.step(name)
+        self.serves[name] = Served(wanted.digest, wanted.version)
+
+    async def unload(self, name: str) -> None:
+        await self.step(name)
+        self.serves.pop(name, None)
+
+    async def step(self, name: str) -> None:
+        if name in self.hangs:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self.cancelled.append(name)
         if name in self.fails:
             raise self.fails[name]
 
-    async def live(self) -> bool:
-        return True
-
-    async def model_ready(self, name: str, version: int) -> bool:
-        return self.digest is not None
-
-    async def model_parameter(self, name: str, key: str) -> str | None:
-        self.step("ask")
-        return self.digest
-
-    async def read(self, version: VersionInfo) -> bytes:
-        self.step("read")
-        return b"onnx"
-
-    async def load(self, *_arguments: Any, digest: str, **_options: Any) -> None:
-        self.step("load")
-        self.digest = digest
-
-    async def unload(self, name: str, *, timeout: float | None = None) -> None:
-        self.digest = None
-
-
-def of_triton(code: grpc.StatusCode) -> grpc.aio.AioRpcError:
-    nothing = grpc.aio.Metadata()
-    return grpc.aio.AioRpcError(code, nothing, nothing)
-
 
 class Stand:
-    def __init__(self, database: Database, units: UnitOfWorkFactory) -> None:
-        self.database = database
+    def __init__(self, settings: Settings) -> None:
+        self.database = database.Database(settings, ServiceName.INFERENCE)
+        self.units = UnitOfWorkFactory(self.database, MasterKey(bytes(32)))
+        self.now = 0.0
         self.triton = Triton()
         part: Any = self.triton
-        self.reconciler = Reconciler(self.never, database, units, part, part, part)
+        source = PolicySource(*database.database_url(settings, ServiceName.INFERENCE), 300)
+        self.leadership = Leadership(source.connect, 4711)
+        self.source = source
+        self.reconciler = Reconciler(self.leadership, self.database, self.units, part, part, lambda: self.now)
 
-    async def never(self) -> Any:
-        raise AssertionError("passes are made by hand")
+    async def create(self, name: str = "m", shown: VersionInfo | None = None) -> None:
+        async with self.units(ALICE) as unit:
+            await Deployments().create(DeploymentRepository(unit), name, shown or version(), "users/alice")
+            await unit.commit()
 
-    async def state_after_a_pass(self) -> str:
-        await self.reconciler._reconcile()
+    async def replace(self, shown: VersionInfo, name: str = "m") -> Deployment:
+        async with self.units(ALICE) as unit:
+            deployment = await Deployments().replace(DeploymentRepository(unit), name, shown)
+            await unit.commit()
+            return deployment
+
+    async def delete(self, name: str = "m") -> None:
+        async with self.units(ALICE) as unit:
+            await Deployments().delete(DeploymentRepository(unit), name)
+            await unit.commit()
+
+    async def rows(self) -> list[Deployment]:
         async with self.database.transaction() as connection:
-            deployment = await DeploymentReader(connection).get("m")
+            return await DeploymentReader(connection).all_with_deleted()
+
+    async def get(self, name: str = "m") -> Deployment:
+        async with self.database.transaction() as connection:
+            deployment = await DeploymentReader(connection).get(name)
         assert deployment is not None
-        return deployment.state
+        return deployment
+
+    async def execute(self, statement: str) -> None:
+        connection = await self.source.connect()
+        await connection.execute(statement)
+        await connection.close()
+
+    async def settle(self) -> None:
+        """Let replacements have been asked for a minute ago, as every worker knows of them then."""
+        await self.execute("UPDATE inference.other_target SET requested_at = requested_at - interval '1 minute'")
+
+    async def passes(self, count: int = 2) -> Deployment:
+        """Look that often, and let what is begun end unless it hangs."""
+        for _ in range(count):
+            await self.reconciler.reconcile()
+            ending = [task for name, (_, task) in self.reconciler._running.items() if name not in self.triton.hangs]
+            await asyncio.gather(*ending, return_exceptions=True)
+            await asyncio.sleep(0)
+        return await self.get()
 
 
 @pytest.fixture
 async def stand(settings: Settings) -> AsyncIterator[Stand]:
-    database = Database(settings, ServiceName.INFERENCE)
-    units = UnitOfWorkFactory(database, MasterKey(bytes(32)))
-    async with units(Actor("users/alice")) as unit:
-        await Deployments().create(DeploymentRepository(unit), "m", VERSION, "users/alice")
-        await unit.commit()
-    yield Stand(database, units)
-    await database.close()
+    stand = Stand(settings)
+    await stand.create()
+    yield stand
+    await stand.reconciler._cancel(list(stand.reconciler._running))
+    await stand.database.close()
 
 
-AWAY = {
-    "ask": of_triton(grpc.StatusCode.UNAVAILABLE),
-    "load": of_triton(grpc.StatusCode.UNAVAILABLE),
-    "read": InferplaneError(ErrorReason.ERROR_REASON_DEPENDENCY_UNAVAILABLE),
-}
-
-
-@pytest.mark.parametrize("step", AWAY)
-async def test_what_is_away_fails_no_deployment_and_holds_none_up_when_it_is_back(stand: Stand, step: str) -> None:
-    stand.triton.fails = {step: AWAY[step]}
-    assert await stand.state_after_a_pass() == "LOADING"
+async def test_what_is_away_fails_no_deployment_says_so_and_holds_none_up_when_it_is_back(stand: Stand) -> None:
+    stand.triton.fails = {"m": AwayError("the artifact service does not answer")}
+    waiting = await stand.passes()
+    assert (waiting.state, waiting.state_message) == ("LOADING", "waits: the artifact service does not answer")
     stand.triton.fails = {}
-    assert await stand.state_after_a_pass() == "READY"
+    stand.now += 1
+    ready = await stand.passes()
+    assert (ready.state, ready.state_message) == ("READY", "")
 
 
-async def test_a_model_that_triton_cannot_load_has_failed(stand: Stand) -> None:
-    stand.triton.fails = {"load": of_triton(grpc.StatusCode.INTERNAL)}
-    assert await stand.state_after_a_pass() == "FAILED"
+async def test_a_deployment_says_that_it_waits_for_a_triton_that_does_not_answer(stand: Stand) -> None:
+    stand.triton.is_live = False
+    waiting = await stand.passes()
+    assert (waiting.state, waiting.state_message) == ("LOADING", "waits for Triton, which does not answer")
+    assert stand.triton.loads == []
 
 
-async def test_damaged_bytes_fail_the_deployment_and_reach_no_triton(stand: Stand) -> None:
-    stand.triton.fails = {"read": InferplaneError(ErrorReason.ERROR_REASON_BLOB_CORRUPT)}
-    assert await stand.state_after_a_pass() == "FAILED"
-    assert stand.triton.digest is None
+async def test_of_what_triton_cannot_say_nothing_is_done(stand: Stand) -> None:
+    stand.triton.answers = False
+    assert (await stand.passes()).state == "LOADING"
+    assert stand.triton.loads == []
+
+
+async def test_what_cannot_be_loaded_has_failed_and_says_why(stand: Stand) -> None:
+    stand.triton.fails = {"m": LoadRefusedError("Triton could not load it: no such operator")}
+    failed = await stand.passes()
+    assert (failed.state, failed.state_message) == ("FAILED", "Triton could not load it: no such operator")
+
+
+async def test_what_failed_is_tried_again_after_ever_longer_pauses(stand: Stand) -> None:
+    stand.triton.fails = {"m": LoadRefusedError("broken")}
+    tried_at: list[float] = []
+    for second in range(100):
+        stand.now = float(second)
+        before = len(stand.triton.loads)
+        await stand.passes(1)
+        if len(stand.triton.loads) > before:
+            tried_at.append(stand.now)
+    assert tried_at == [0, 5, 15, 35, 75]
+
+
+async def test_a_triton_that_takes_no_models_is_asked_again_within_seconds(stand: Stand) -> None:
+    stand.triton.fails = {"m": NotControlledError("start it with --model-control-mode=explicit")}
+    for second in range(60):
+        stand.now = float(second)
+        assert (await stand.passes(1)).state in ("LOADING", "FAILED")
+    assert len(stand.triton.loads) > 10
+    stand.triton.fails = {}
+    stand.now += 5
+    assert (await stand.passes()).state == "READY"
+
+
+async def test_asking_again_for_what_failed_is_tried_at_once(stand: Stand) -> None:
+    stand.triton.fails = {"m": LoadRefusedError("broken")}
+    await stand.passes()
+    stand.triton.fails = {}
+    assert (await stand.replace(version())).state == "LOADING"
+    assert (await stand.passes()).state == "READY"
 
 
 async def test_a_triton_that_lost_its_models_gets_them_back(stand: Stand) -> None:
-    assert await stand.state_after_a_pass() == "READY"
-    stand.triton.digest = None
-    assert await stand.state_after_a_pass() == "READY"
-    assert stand.triton.digest == VERSION.digest
+    assert (await stand.passes()).state == "READY"
+    stand.triton.serves.clear()
+    await stand.passes()
+    assert stand.triton.serves["m"].digest == version().digest
+
+
+async def test_a_load_that_hangs_holds_up_neither_other_loads_nor_deletions(stand: Stand) -> None:
+    await stand.create("gone")
+    await stand.passes()
+    await stand.create("hung")
+    await stand.create("other")
+    await stand.delete("gone")
+    stand.triton.hangs = {"hung"}
+    await stand.passes()
+    assert (await stand.get("other")).state == "READY"
+    assert [row.name for row in await stand.rows()] == ["m", "hung", "other"]
+    assert "gone" not in stand.triton.serves
+
+
+async def test_deleting_what_hangs_gives_its_load_up(stand: Stand) -> None:
+    stand.triton.hangs = {"m"}
+    await stand.reconciler.reconcile()
+    await until(lambda: stand.triton.loads != [])
+    await stand.delete()
+    await stand.reconciler.reconcile()
+    assert stand.triton.cancelled == ["m"]
+    stand.triton.hangs = set()
+    await stand.reconciler.reconcile()
+    await asyncio.gather(*(task for _, task in stand.reconciler._running.values()))
+    assert await stand.rows() == []
+
+
+async def test_a_leader_that_lost_its_lock_gives_its_loads_up_at_once(stand: Stand, database_url: URL) -> None:
+    stand.triton.hangs = {"m"}
+    leading = asyncio.create_task(stand.reconciler.run())
+    await until(lambda: stand.triton.loads != [])
+    holders = "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND objid = 4711 AND granted"
+    await execute(database_url, holders)
+    await until(lambda: stand.triton.cancelled == ["m"])
+    leading.cancel()
+    await asyncio.gather(leading, return_exceptions=True)
+
+
+async def test_a_replacement_serves_nothing_less_until_it_is_loaded_and_then_takes_over(stand: Stand) -> None:
+    await stand.passes()
+    asked = await stand.replace(version(2))
+    assert (asked.state, asked.version.version, asked.incoming and asked.incoming.version) == ("READY", 1, version(2))
+    await stand.passes()
+    assert stand.triton.serves["m"].version == 1
+    await stand.settle()
+    replaced = await stand.passes()
+    assert (replaced.state, replaced.version, replaced.incoming) == ("READY", version(2), None)
+    assert replaced.formers == (version(1),)
+    assert stand.triton.serves["m"].version == 2
+
+
+async def test_a_replacement_that_fails_leaves_what_serves_ready_and_says_why(stand: Stand) -> None:
+    await stand.passes()
+    await stand.replace(version(2))
+    await stand.settle()
+    stand.triton.fails = {"m": LoadRefusedError("no such operator")}
+    failed = await stand.passes()
+    assert (failed.state, failed.state_message, failed.version) == ("READY", "", version(1))
+    assert failed.incoming is not None
+    assert failed.incoming.problem == "no such operator"
+
+
+async def test_a_newer_wish_supersedes_a_load_that_hangs(stand: Stand) -> None:
+    await stand.passes()
+    await stand.replace(version(2))
+    await stand.settle()
+    stand.triton.hangs = {"m"}
+    await stand.reconciler.reconcile()
+    await until(lambda: stand.triton.loads[-1] == ("m", 2))
+    await stand.replace(version(3))
+    await stand.settle()
+    await stand.reconciler.reconcile()
+    assert stand.triton.cancelled == ["m"]
+    stand.triton.hangs = set()
+    replaced = await stand.passes()
+    assert replaced.version == version(3)
+    assert set(replaced.formers) == {version(1), version(2)}
+
+
+async def test_going_back_to_what_serves_withdraws_the_replacement(stand: Stand) -> None:
+    await stand.passes()
+    await stand.replace(version(2))
+    back = await stand.replace(version(1))
+    assert (back.version, back.incoming) == (version(1), None)
+    await stand.settle()
+    await stand.passes()
+    assert stand.triton.loads == [("m", 1)]
+
+
+async def test_what_never_served_is_replaced_outright(stand: Stand) -> None:
+    stand.triton.fails = {"m": LoadRefusedError("broken")}
+    await stand.passes()
+    asked = await stand.replace(version(2))
+    assert (asked.state, asked.version, asked.incoming) == ("LOADING", version(2), None)
+
+
+async def test_former_targets_are_answered_for_and_not_kept_for_ever(stand: Stand) -> None:
+    for number in range(2, 12):
+        await stand.passes()
+        await stand.replace(version(number))
+        await stand.settle()
+    replaced = await stand.passes()
+    assert [former.version for former in replaced.formers] == [7, 8, 9, 10]
+
+
+async def test_the_policy_routes_to_what_serves_and_knows_what_else_may_answer(stand: Stand) -> None:
+    await stand.passes()
+    await stand.replace(version(2))
+    following = asyncio.create_task(stand.source.run())
+    await stand.source.first_snapshot()
+    route = stand.source.snapshot.routes["m"]
+    assert (route.ready, route.target.version, [other.version for other in route.others]) == (True, 1, [2])
+    await stand.settle()
+    await stand.passes()
+    await until(lambda: stand.source.snapshot.routes["m"].target.version == 2)
+    former = stand.source.snapshot.routes["m"].answered_by(1)
+    assert former is not None
+    assert former.digest == version(1).digest
+    following.cancel()
+    await asyncio.gather(following, return_exceptions=True)

@@ -69,6 +69,22 @@ async def test_deploy_waits_and_undeploy_ends_it(mesh: FakeMesh, logged_in: Cli)
     assert (await logged_in("undeploy", "canary")).code == 6
 
 
+async def test_deploy_on_a_served_name_says_what_serves_until_the_new_version_is_loaded(
+    mesh: FakeMesh, logged_in: Cli
+) -> None:
+    await logged_in("deploy", "digits:1")
+    replaced = await logged_in("deploy", "digits:2", "--no-wait")
+    assert "serves models/digits/versions/1 until models/digits/versions/2 is loaded" in replaced.out
+    assert "digits serves models/digits/versions/2: READY." in (await logged_in("deploy", "digits:2")).out
+
+
+async def test_a_deployment_that_still_loads_says_what_it_waits_for(mesh: FakeMesh, logged_in: Cli) -> None:
+    mesh.inference.states = [Deployment.STATE_LOADING]
+    result = await logged_in("deploy", "digits:1", "--timeout", "0")
+    assert "waits for Triton" in result.err
+    assert "busy" not in result.err
+
+
 async def test_a_deployment_that_fails_is_a_failed_precondition(mesh: FakeMesh, logged_in: Cli) -> None:
     mesh.inference.states = [Deployment.STATE_FAILED]
     result = await logged_in("deploy", "digits:1")

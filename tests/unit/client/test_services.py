@@ -39,8 +39,23 @@ async def test_deploy_resolves_the_version(mesh: FakeMesh, plane: Inferplane, re
         mesh.artifact.add_version(f"models/digits/versions/{number}", b"x")
     deployment = await plane.inference.deploy(ref)
     version = f"versions/{served}" if served else "aliases/production"
-    assert (deployment.name, deployment.model_version) == ("deployments/digits", f"models/digits/{version}")
+    assert (deployment.name, deployment.targets[0].model_version) == ("deployments/digits", f"models/digits/{version}")
     assert deployment.state == Deployment.STATE_READY
+
+
+async def test_deploy_on_a_served_name_replaces_what_it_serves(mesh: FakeMesh, plane: Inferplane) -> None:
+    for number in (1, 2):
+        mesh.artifact.add_version(f"models/digits/versions/{number}", b"x")
+    await plane.inference.deploy("digits:1")
+    deployment = await plane.inference.deploy("digits:2")
+    assert [target.model_version for target in deployment.targets] == ["models/digits/versions/2"]
+
+
+async def test_a_replacement_that_cannot_be_loaded_says_why_and_what_goes_on(mesh: FakeMesh, plane: Inferplane) -> None:
+    await plane.inference.deploy("digits:1")
+    mesh.inference.incoming_state = Deployment.STATE_FAILED
+    with pytest.raises(DeploymentFailed, match=r"goes on with models/digits/versions/1, .*: no such operator"):
+        await plane.inference.deploy("digits:2")
 
 
 async def test_deploy_of_a_model_without_versions_is_not_found(plane: Inferplane) -> None:
@@ -56,7 +71,7 @@ async def test_a_deployment_that_cannot_be_loaded_says_why(mesh: FakeMesh, plane
 
 async def test_waiting_for_a_deployment_ends_at_the_timeout(mesh: FakeMesh, plane: Inferplane) -> None:
     mesh.inference.states = [Deployment.STATE_LOADING]
-    with pytest.raises(errors.DeadlineExceeded, match="still loading"):
+    with pytest.raises(errors.DeadlineExceeded, match=r"still loading.*\(waits for Triton\)"):
         await plane.inference.deploy("digits:1", timeout=0)
 
 

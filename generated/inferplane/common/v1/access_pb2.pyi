@@ -40,7 +40,7 @@ class _PermissionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Permission
     PERMISSION_DEPLOYMENTS_READ: _Permission.ValueType  # 5
     """See deployments."""
     PERMISSION_DEPLOYMENTS_WRITE: _Permission.ValueType  # 6
-    """Create and delete deployments."""
+    """Create, change and delete deployments."""
     PERMISSION_PREDICT: _Permission.ValueType  # 7
     """Ask a deployment for predictions."""
     PERMISSION_FEEDBACK_WRITE: _Permission.ValueType  # 8
@@ -68,7 +68,7 @@ PERMISSION_ALIASES_WRITE: Permission.ValueType  # 4
 PERMISSION_DEPLOYMENTS_READ: Permission.ValueType  # 5
 """See deployments."""
 PERMISSION_DEPLOYMENTS_WRITE: Permission.ValueType  # 6
-"""Create and delete deployments."""
+"""Create, change and delete deployments."""
 PERMISSION_PREDICT: Permission.ValueType  # 7
 """Ask a deployment for predictions."""
 PERMISSION_FEEDBACK_WRITE: Permission.ValueType  # 8

@@ -132,6 +132,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_INFERENCE_FAILED: _ErrorReason.ValueType  # 84
     """The model failed while it ran. INTERNAL."""
+    ERROR_REASON_MODEL_TOO_LARGE_TO_LOAD: _ErrorReason.ValueType  # 85
+    """The model is larger than the one message in which Triton takes it, 2 GiB less what describes it; metadata
+    `limit` and `size` are in bytes. FAILED_PRECONDITION.
+    """
     ERROR_REASON_PREDICTION_NOT_FOUND: _ErrorReason.ValueType  # 100
     """No such prediction, or none that the caller may see. NOT_FOUND."""
     ERROR_REASON_PREDICTION_AMBIGUOUS: _ErrorReason.ValueType  # 101
@@ -255,6 +259,10 @@ INVALID_ARGUMENT.
 """
 ERROR_REASON_INFERENCE_FAILED: ErrorReason.ValueType  # 84
 """The model failed while it ran. INTERNAL."""
+ERROR_REASON_MODEL_TOO_LARGE_TO_LOAD: ErrorReason.ValueType  # 85
+"""The model is larger than the one message in which Triton takes it, 2 GiB less what describes it; metadata
+`limit` and `size` are in bytes. FAILED_PRECONDITION.
+"""
 ERROR_REASON_PREDICTION_NOT_FOUND: ErrorReason.ValueType  # 100
 """No such prediction, or none that the caller may see. NOT_FOUND."""
 ERROR_REASON_PREDICTION_AMBIGUOUS: ErrorReason.ValueType  # 101

@@ -3,9 +3,11 @@
 isort:skip_file
 """
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from inferplane.common.v1 import tensor_pb2 as _tensor_pb2
 import builtins as _builtins
@@ -38,10 +40,12 @@ class Deployment(_message.Message):
         STATE_READY: Deployment._State.ValueType  # 2
         """It answers."""
         STATE_FAILED: Deployment._State.ValueType  # 3
-        """It could not be loaded; `state_message` says why. Loading is tried again."""
+        """It could not be loaded; `state_message` says why. Loading is tried again, at growing intervals of up to ten
+        minutes, and at once when it is asked for again.
+        """
 
     class State(_State, metaclass=_StateEnumTypeWrapper):
-        """How a deployment stands."""
+        """How a deployment, or a target of one, stands."""
 
     STATE_UNSPECIFIED: Deployment.State.ValueType  # 0
     """Never sent."""
@@ -50,12 +54,12 @@ class Deployment(_message.Message):
     STATE_READY: Deployment.State.ValueType  # 2
     """It answers."""
     STATE_FAILED: Deployment.State.ValueType  # 3
-    """It could not be loaded; `state_message` says why. Loading is tried again."""
+    """It could not be loaded; `state_message` says why. Loading is tried again, at growing intervals of up to ten
+    minutes, and at once when it is asked for again.
+    """
 
     NAME_FIELD_NUMBER: _builtins.int
-    MODEL_VERSION_FIELD_NUMBER: _builtins.int
-    DIGEST_FIELD_NUMBER: _builtins.int
-    SIGNATURE_FIELD_NUMBER: _builtins.int
+    TARGETS_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     STATE_MESSAGE_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
@@ -64,19 +68,17 @@ class Deployment(_message.Message):
     """`deployments/{deployment}`; the id is the model name that Open Inference Protocol clients call, and
     matches `[A-Za-z0-9][A-Za-z0-9._-]{0,127}`.
     """
-    model_version: _builtins.str
-    """The version that is served: `models/{model}/versions/{version}`."""
-    digest: _builtins.str
-    """The digest of the bytes that are served."""
     state: Global___Deployment.State.ValueType
-    """How it stands."""
+    """How it stands: READY as soon as it answers, and also while it is replaced."""
     state_message: _builtins.str
-    """Why it failed, for people; empty otherwise."""
+    """For people, where it is not READY: why it failed, or what it waits for. Empty otherwise."""
     creator: _builtins.str
     """Who created it."""
     @_builtins.property
-    def signature(self) -> _tensor_pb2.ModelSignature:
-        """What it takes and gives."""
+    def targets(self) -> _containers.RepeatedCompositeFieldContainer[Global___Target]:
+        """What answers its calls: first the PRIMARY target, and after it, while that is being replaced, the INCOMING
+        one. In UpdateDeployment exactly one, which shall be PRIMARY.
+        """
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
@@ -86,18 +88,85 @@ class Deployment(_message.Message):
         self,
         *,
         name: _builtins.str = ...,
-        model_version: _builtins.str = ...,
-        digest: _builtins.str = ...,
-        signature: _tensor_pb2.ModelSignature | None = ...,
+        targets: _abc.Iterable[Global___Target] | None = ...,
         state: Global___Deployment.State.ValueType = ...,
         state_message: _builtins.str = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         creator: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "signature", b"signature"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "creator", b"creator", "digest", b"digest", "model_version", b"model_version", "name", b"name", "signature", b"signature", "state", b"state", "state_message", b"state_message"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "creator", b"creator", "name", b"name", "state", b"state", "state_message", b"state_message", "targets", b"targets"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Deployment: _TypeAlias = Deployment  # noqa: Y015
+
+@_typing.final
+class Target(_message.Message):
+    """A version that a deployment answers with, or shall answer with."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Role:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _RoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Target._Role.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        ROLE_UNSPECIFIED: Target._Role.ValueType  # 0
+        """In requests: PRIMARY."""
+        ROLE_PRIMARY: Target._Role.ValueType  # 1
+        """It answers the calls of the deployment's name."""
+        ROLE_INCOMING: Target._Role.ValueType  # 2
+        """It takes the PRIMARY target's place once it is loaded; if it cannot be loaded, the PRIMARY target goes on."""
+
+    class Role(_Role, metaclass=_RoleEnumTypeWrapper):
+        """What a target is for."""
+
+    ROLE_UNSPECIFIED: Target.Role.ValueType  # 0
+    """In requests: PRIMARY."""
+    ROLE_PRIMARY: Target.Role.ValueType  # 1
+    """It answers the calls of the deployment's name."""
+    ROLE_INCOMING: Target.Role.ValueType  # 2
+    """It takes the PRIMARY target's place once it is loaded; if it cannot be loaded, the PRIMARY target goes on."""
+
+    ROLE_FIELD_NUMBER: _builtins.int
+    MODEL_VERSION_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    SIGNATURE_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    STATE_MESSAGE_FIELD_NUMBER: _builtins.int
+    role: Global___Target.Role.ValueType
+    """What it is for."""
+    model_version: _builtins.str
+    """`models/{model}/versions/{version}`. All targets of a deployment are of one model: the version number in an
+    answer tells whose bytes answered. In UpdateDeployment also `models/{model}/aliases/{alias}`.
+    """
+    digest: _builtins.str
+    """The digest of its bytes. Output only."""
+    state: Global___Deployment.State.ValueType
+    """How it stands; of the PRIMARY target, as the deployment does. Output only."""
+    state_message: _builtins.str
+    """Why it failed, for people; empty otherwise. Output only."""
+    @_builtins.property
+    def signature(self) -> _tensor_pb2.ModelSignature:
+        """What it takes and gives. Output only."""
+
+    def __init__(
+        self,
+        *,
+        role: Global___Target.Role.ValueType = ...,
+        model_version: _builtins.str = ...,
+        digest: _builtins.str = ...,
+        signature: _tensor_pb2.ModelSignature | None = ...,
+        state: Global___Deployment.State.ValueType = ...,
+        state_message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["signature", b"signature"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "model_version", b"model_version", "role", b"role", "signature", b"signature", "state", b"state", "state_message", b"state_message"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Target: _TypeAlias = Target  # noqa: Y015

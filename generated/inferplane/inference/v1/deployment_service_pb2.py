@@ -22,11 +22,12 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 from inferplane.common.v1 import access_pb2 as inferplane_dot_common_dot_v1_dot_access__pb2
 from inferplane.inference.v1 import deployment_pb2 as inferplane_dot_inference_dot_v1_dot_deployment__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n0inferplane/inference/v1/deployment_service.proto\x12\x17inferplane.inference.v1\x1a!inferplane/common/v1/access.proto\x1a(inferplane/inference/v1/deployment.proto\"`\n\x17\x43reateDeploymentRequest\x12\x15\n\rdeployment_id\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x03 \x01(\t\"$\n\x14GetDeploymentRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"?\n\x16ListDeploymentsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"l\n\x17ListDeploymentsResponse\x12\x38\n\x0b\x64\x65ployments\x18\x01 \x03(\x0b\x32#.inferplane.inference.v1.Deployment\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"@\n\x17\x44\x65leteDeploymentRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x02 \x01(\t\"\x1a\n\x18\x44\x65leteDeploymentResponse2\xaf\x04\n\x11\x44\x65ploymentService\x12\x93\x01\n\x10\x43reateDeployment\x12\x30.inferplane.inference.v1.CreateDeploymentRequest\x1a#.inferplane.inference.v1.Deployment\"(\xc2\xf3\x18$\"\"\x08\x06\x12\x1e\n\rdeployment_id\n\rmodel_version\x12u\n\rGetDeployment\x12-.inferplane.inference.v1.GetDeploymentRequest\x1a#.inferplane.inference.v1.Deployment\"\x10\xc2\xf3\x18\x0c\"\n\x08\x05\x12\x06\n\x04name\x12\x80\x01\n\x0fListDeployments\x12/.inferplane.inference.v1.ListDeploymentsRequest\x1a\x30.inferplane.inference.v1.ListDeploymentsResponse\"\n\xc2\xf3\x18\x06\"\x04\x08\x05\x18\x01\x12\x89\x01\n\x10\x44\x65leteDeployment\x12\x30.inferplane.inference.v1.DeleteDeploymentRequest\x1a\x31.inferplane.inference.v1.DeleteDeploymentResponse\"\x10\xc2\xf3\x18\x0c\"\n\x08\x06\x12\x06\n\x04nameb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n0inferplane/inference/v1/deployment_service.proto\x12\x17inferplane.inference.v1\x1a google/protobuf/field_mask.proto\x1a!inferplane/common/v1/access.proto\x1a(inferplane/inference/v1/deployment.proto\"`\n\x17\x43reateDeploymentRequest\x12\x15\n\rdeployment_id\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x03 \x01(\t\"\x9c\x01\n\x17UpdateDeploymentRequest\x12\x37\n\ndeployment\x18\x01 \x01(\x0b\x32#.inferplane.inference.v1.Deployment\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x17\n\x0fidempotency_key\x18\x03 \x01(\t\"$\n\x14GetDeploymentRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"?\n\x16ListDeploymentsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"l\n\x17ListDeploymentsResponse\x12\x38\n\x0b\x64\x65ployments\x18\x01 \x03(\x0b\x32#.inferplane.inference.v1.Deployment\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"@\n\x17\x44\x65leteDeploymentRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x02 \x01(\t\"\x1a\n\x18\x44\x65leteDeploymentResponse2\xda\x05\n\x11\x44\x65ploymentService\x12\x93\x01\n\x10\x43reateDeployment\x12\x30.inferplane.inference.v1.CreateDeploymentRequest\x1a#.inferplane.inference.v1.Deployment\"(\xc2\xf3\x18$\"\"\x08\x06\x12\x1e\n\rdeployment_id\n\rmodel_version\x12u\n\rGetDeployment\x12-.inferplane.inference.v1.GetDeploymentRequest\x1a#.inferplane.inference.v1.Deployment\"\x10\xc2\xf3\x18\x0c\"\n\x08\x05\x12\x06\n\x04name\x12\x80\x01\n\x0fListDeployments\x12/.inferplane.inference.v1.ListDeploymentsRequest\x1a\x30.inferplane.inference.v1.ListDeploymentsResponse\"\n\xc2\xf3\x18\x06\"\x04\x08\x05\x18\x01\x12\xa8\x01\n\x10UpdateDeployment\x12\x30.inferplane.inference.v1.UpdateDeploymentRequest\x1a#.inferplane.inference.v1.Deployment\"=\xc2\xf3\x18\x39\"7\x08\x06\x12\x33\n\x0f\x64\x65ployment.name\n deployment.targets.model_version\x12\x89\x01\n\x10\x44\x65leteDeployment\x12\x30.inferplane.inference.v1.DeleteDeploymentRequest\x1a\x31.inferplane.inference.v1.DeleteDeploymentResponse\"\x10\xc2\xf3\x18\x0c\"\n\x08\x06\x12\x06\n\x04nameb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,20 +40,24 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DEPLOYMENTSERVICE'].methods_by_name['GetDeployment']._serialized_options = b'\302\363\030\014\"\n\010\005\022\006\n\004name'
   _globals['_DEPLOYMENTSERVICE'].methods_by_name['ListDeployments']._loaded_options = None
   _globals['_DEPLOYMENTSERVICE'].methods_by_name['ListDeployments']._serialized_options = b'\302\363\030\006\"\004\010\005\030\001'
+  _globals['_DEPLOYMENTSERVICE'].methods_by_name['UpdateDeployment']._loaded_options = None
+  _globals['_DEPLOYMENTSERVICE'].methods_by_name['UpdateDeployment']._serialized_options = b'\302\363\0309\"7\010\006\0223\n\017deployment.name\n deployment.targets.model_version'
   _globals['_DEPLOYMENTSERVICE'].methods_by_name['DeleteDeployment']._loaded_options = None
   _globals['_DEPLOYMENTSERVICE'].methods_by_name['DeleteDeployment']._serialized_options = b'\302\363\030\014\"\n\010\006\022\006\n\004name'
-  _globals['_CREATEDEPLOYMENTREQUEST']._serialized_start=154
-  _globals['_CREATEDEPLOYMENTREQUEST']._serialized_end=250
-  _globals['_GETDEPLOYMENTREQUEST']._serialized_start=252
-  _globals['_GETDEPLOYMENTREQUEST']._serialized_end=288
-  _globals['_LISTDEPLOYMENTSREQUEST']._serialized_start=290
-  _globals['_LISTDEPLOYMENTSREQUEST']._serialized_end=353
-  _globals['_LISTDEPLOYMENTSRESPONSE']._serialized_start=355
-  _globals['_LISTDEPLOYMENTSRESPONSE']._serialized_end=463
-  _globals['_DELETEDEPLOYMENTREQUEST']._serialized_start=465
-  _globals['_DELETEDEPLOYMENTREQUEST']._serialized_end=529
-  _globals['_DELETEDEPLOYMENTRESPONSE']._serialized_start=531
-  _globals['_DELETEDEPLOYMENTRESPONSE']._serialized_end=557
-  _globals['_DEPLOYMENTSERVICE']._serialized_start=560
-  _globals['_DEPLOYMENTSERVICE']._serialized_end=1119
+  _globals['_CREATEDEPLOYMENTREQUEST']._serialized_start=188
+  _globals['_CREATEDEPLOYMENTREQUEST']._serialized_end=284
+  _globals['_UPDATEDEPLOYMENTREQUEST']._serialized_start=287
+  _globals['_UPDATEDEPLOYMENTREQUEST']._serialized_end=443
+  _globals['_GETDEPLOYMENTREQUEST']._serialized_start=445
+  _globals['_GETDEPLOYMENTREQUEST']._serialized_end=481
+  _globals['_LISTDEPLOYMENTSREQUEST']._serialized_start=483
+  _globals['_LISTDEPLOYMENTSREQUEST']._serialized_end=546
+  _globals['_LISTDEPLOYMENTSRESPONSE']._serialized_start=548
+  _globals['_LISTDEPLOYMENTSRESPONSE']._serialized_end=656
+  _globals['_DELETEDEPLOYMENTREQUEST']._serialized_start=658
+  _globals['_DELETEDEPLOYMENTREQUEST']._serialized_end=722
+  _globals['_DELETEDEPLOYMENTRESPONSE']._serialized_start=724
+  _globals['_DELETEDEPLOYMENTRESPONSE']._serialized_end=750
+  _globals['_DEPLOYMENTSERVICE']._serialized_start=753
+  _globals['_DEPLOYMENTSERVICE']._serialized_end=1483
 # @@protoc_insertion_point(module_scope)

@@ -51,6 +51,11 @@ class DeploymentServiceStub:
                 request_serializer=inferplane_dot_inference_dot_v1_dot_deployment__service__pb2.ListDeploymentsRequest.SerializeToString,
                 response_deserializer=inferplane_dot_inference_dot_v1_dot_deployment__service__pb2.ListDeploymentsResponse.FromString,
                 _registered_method=True)
+        self.UpdateDeployment = channel.unary_unary(
+                '/inferplane.inference.v1.DeploymentService/UpdateDeployment',
+                request_serializer=inferplane_dot_inference_dot_v1_dot_deployment__service__pb2.UpdateDeploymentRequest.SerializeToString,
+                response_deserializer=inferplane_dot_inference_dot_v1_dot_deployment__pb2.Deployment.FromString,
+                _registered_method=True)
         self.DeleteDeployment = channel.unary_unary(
                 '/inferplane.inference.v1.DeploymentService/DeleteDeployment',
                 request_serializer=inferplane_dot_inference_dot_v1_dot_deployment__service__pb2.DeleteDeploymentRequest.SerializeToString,
@@ -65,7 +70,8 @@ class DeploymentServiceServicer:
     def CreateDeployment(self, request, context):
         """Records that a version shall be served, and answers at once in state LOADING; the version is then read,
         its digest verified and loaded. Ask GetDeployment until it is READY or FAILED. Fails with
-        DEPLOYMENT_EXISTS, MODEL_NOT_FOUND, MODEL_VERSION_NOT_FOUND, MODEL_ALIAS_NOT_FOUND.
+        DEPLOYMENT_EXISTS, MODEL_NOT_FOUND, MODEL_VERSION_NOT_FOUND, MODEL_ALIAS_NOT_FOUND, and
+        MODEL_TOO_LARGE_TO_LOAD.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -80,6 +86,17 @@ class DeploymentServiceServicer:
 
     def ListDeployments(self, request, context):
         """Lists the deployments that the caller may see, by name.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateDeployment(self, request, context):
+        """Replaces the version that is served by another version of the same model, and answers at once. The deployment
+        stays READY, and no call fails for it: the version before answers until the other is loaded, and goes on if
+        that fails, as the INCOMING target then says. A deployment that is not READY loads the new version instead of
+        the one before. Fails with DEPLOYMENT_NOT_FOUND, MODEL_VERSION_NOT_FOUND, MODEL_ALIAS_NOT_FOUND,
+        MODEL_TOO_LARGE_TO_LOAD, and INVALID_FIELD for a version of another model.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -109,6 +126,11 @@ def add_DeploymentServiceServicer_to_server(servicer, server):
                     servicer.ListDeployments,
                     request_deserializer=inferplane_dot_inference_dot_v1_dot_deployment__service__pb2.ListDeploymentsRequest.FromString,
                     response_serializer=inferplane_dot_inference_dot_v1_dot_deployment__service__pb2.ListDeploymentsResponse.SerializeToString,
+            ),
+            'UpdateDeployment': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateDeployment,
+                    request_deserializer=inferplane_dot_inference_dot_v1_dot_deployment__service__pb2.UpdateDeploymentRequest.FromString,
+                    response_serializer=inferplane_dot_inference_dot_v1_dot_deployment__pb2.Deployment.SerializeToString,
             ),
             'DeleteDeployment': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteDeployment,
@@ -198,6 +220,33 @@ class DeploymentService:
             '/inferplane.inference.v1.DeploymentService/ListDeployments',
             inferplane_dot_inference_dot_v1_dot_deployment__service__pb2.ListDeploymentsRequest.SerializeToString,
             inferplane_dot_inference_dot_v1_dot_deployment__service__pb2.ListDeploymentsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateDeployment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/inferplane.inference.v1.DeploymentService/UpdateDeployment',
+            inferplane_dot_inference_dot_v1_dot_deployment__service__pb2.UpdateDeploymentRequest.SerializeToString,
+            inferplane_dot_inference_dot_v1_dot_deployment__pb2.Deployment.FromString,
             options,
             channel_credentials,
             insecure,

@@ -20,12 +20,20 @@ class DeploymentServiceStub:
     CreateDeployment: _aio.UnaryUnaryMultiCallable[_deployment_service_pb2.CreateDeploymentRequest, _deployment_pb2.Deployment]
     """Records that a version shall be served, and answers at once in state LOADING; the version is then read,
     its digest verified and loaded. Ask GetDeployment until it is READY or FAILED. Fails with
-    DEPLOYMENT_EXISTS, MODEL_NOT_FOUND, MODEL_VERSION_NOT_FOUND, MODEL_ALIAS_NOT_FOUND.
+    DEPLOYMENT_EXISTS, MODEL_NOT_FOUND, MODEL_VERSION_NOT_FOUND, MODEL_ALIAS_NOT_FOUND, and
+    MODEL_TOO_LARGE_TO_LOAD.
     """
     GetDeployment: _aio.UnaryUnaryMultiCallable[_deployment_service_pb2.GetDeploymentRequest, _deployment_pb2.Deployment]
     """Fails with DEPLOYMENT_NOT_FOUND."""
     ListDeployments: _aio.UnaryUnaryMultiCallable[_deployment_service_pb2.ListDeploymentsRequest, _deployment_service_pb2.ListDeploymentsResponse]
     """Lists the deployments that the caller may see, by name."""
+    UpdateDeployment: _aio.UnaryUnaryMultiCallable[_deployment_service_pb2.UpdateDeploymentRequest, _deployment_pb2.Deployment]
+    """Replaces the version that is served by another version of the same model, and answers at once. The deployment
+    stays READY, and no call fails for it: the version before answers until the other is loaded, and goes on if
+    that fails, as the INCOMING target then says. A deployment that is not READY loads the new version instead of
+    the one before. Fails with DEPLOYMENT_NOT_FOUND, MODEL_VERSION_NOT_FOUND, MODEL_ALIAS_NOT_FOUND,
+    MODEL_TOO_LARGE_TO_LOAD, and INVALID_FIELD for a version of another model.
+    """
     DeleteDeployment: _aio.UnaryUnaryMultiCallable[_deployment_service_pb2.DeleteDeploymentRequest, _deployment_service_pb2.DeleteDeploymentResponse]
     """Stops serving. Calls that were accepted finish. Fails with DEPLOYMENT_NOT_FOUND."""
 
@@ -40,7 +48,8 @@ class DeploymentServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_deployment_pb2.Deployment]:
         """Records that a version shall be served, and answers at once in state LOADING; the version is then read,
         its digest verified and loaded. Ask GetDeployment until it is READY or FAILED. Fails with
-        DEPLOYMENT_EXISTS, MODEL_NOT_FOUND, MODEL_VERSION_NOT_FOUND, MODEL_ALIAS_NOT_FOUND.
+        DEPLOYMENT_EXISTS, MODEL_NOT_FOUND, MODEL_VERSION_NOT_FOUND, MODEL_ALIAS_NOT_FOUND, and
+        MODEL_TOO_LARGE_TO_LOAD.
         """
 
     @_abc_1.abstractmethod
@@ -58,6 +67,19 @@ class DeploymentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_deployment_service_pb2.ListDeploymentsRequest, _abc.Awaitable[_deployment_service_pb2.ListDeploymentsResponse]],
     ) -> _abc.Awaitable[_deployment_service_pb2.ListDeploymentsResponse]:
         """Lists the deployments that the caller may see, by name."""
+
+    @_abc_1.abstractmethod
+    def UpdateDeployment(
+        self,
+        request: _deployment_service_pb2.UpdateDeploymentRequest,
+        context: _aio.ServicerContext[_deployment_service_pb2.UpdateDeploymentRequest, _abc.Awaitable[_deployment_pb2.Deployment]],
+    ) -> _abc.Awaitable[_deployment_pb2.Deployment]:
+        """Replaces the version that is served by another version of the same model, and answers at once. The deployment
+        stays READY, and no call fails for it: the version before answers until the other is loaded, and goes on if
+        that fails, as the INCOMING target then says. A deployment that is not READY loads the new version instead of
+        the one before. Fails with DEPLOYMENT_NOT_FOUND, MODEL_VERSION_NOT_FOUND, MODEL_ALIAS_NOT_FOUND,
+        MODEL_TOO_LARGE_TO_LOAD, and INVALID_FIELD for a version of another model.
+        """
 
     @_abc_1.abstractmethod
     def DeleteDeployment(

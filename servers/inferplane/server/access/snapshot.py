@@ -40,18 +40,18 @@ class Target:
 class Route:
     """What a deployment's name leads to.
 
-    Requests are checked against `target`. While it is replaced, answers of `incoming`, another version of the same
-    model, may already arrive.
+    Requests are checked against `target`. Around a replacement, answers of `others`, versions of the same model, may
+    arrive too: of the one that is to come, and of those that were there or were to come before.
     """
 
     deployment: str
     target: Target
     ready: bool
-    incoming: Target | None = None
+    others: tuple[Target, ...] = ()
 
     def answered_by(self, version: int) -> Target | None:
         """The target of that version; None if this deployment has none."""
-        return next((t for t in (self.target, self.incoming) if t is not None and t.version == version), None)
+        return next((target for target in (self.target, *self.others) if target.version == version), None)
 
 
 @lru_cache(maxsize=4096)

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 import asyncpg
 import structlog
@@ -23,10 +23,21 @@ CHECK_INTERVAL = 1.0
 ANSWER_TIMEOUT = 2.0
 
 
-def _route(row: asyncpg.Record) -> Route:
+_TARGET = "deployment, model, version, digest, signature, label_output"
+
+
+def _target(row: asyncpg.Record) -> Target:
     signature = signature_from_bytes(row["signature"])
-    target = Target(row["model"], row["version"], row["digest"], signature, row["label_output"])
-    return Route(row["deployment"], target, row["ready"])
+    return Target(row["model"], row["version"], row["digest"], signature, row["label_output"])
+
+
+def _routes(rows: Iterable[asyncpg.Record], others: Iterable[asyncpg.Record]) -> Iterator[Route]:
+    beside: dict[str, list[Target]] = {}
+    for row in others:
+        beside.setdefault(row["deployment"], []).append(_target(row))
+    for row in rows:
+        name = row["deployment"]
+        yield Route(name, _target(row), row["ready"], tuple(beside.get(name, ())))
 
 
 class PolicySource:
@@ -105,11 +116,10 @@ class PolicySource:
             async with connection.transaction(isolation="repeatable_read", readonly=True):
                 revision = await connection.fetchval("SELECT revision FROM policy.revision")
                 grants = await connection.fetch("SELECT subject, role, scope FROM policy.grants")
-                routes = await connection.fetch(
-                    "SELECT deployment, model, version, digest, signature, label_output, ready FROM policy.routes"
-                )
+                routes = await connection.fetch(f"SELECT {_TARGET}, ready FROM policy.routes")  # noqa: S608 - a constant
+                others = await connection.fetch(f"SELECT {_TARGET} FROM policy.other_targets")  # noqa: S608 - a constant
             self.snapshot = compile_snapshot(
-                revision, (GrantRow(**dict(row)) for row in grants), (_route(row) for row in routes)
+                revision, (GrantRow(**dict(row)) for row in grants), _routes(routes, others)
             )
             for callback in self._subscribers:
                 callback()

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Annotated
 
 import asyncpg
+import grpc
 import typer
 from pydantic import SecretStr
 from rich.console import Console
@@ -15,7 +16,7 @@ from sqlalchemy import make_url
 
 from inferplane.server.commands.failures import reported
 from inferplane.server.embedded.installation import embedded_parts
-from inferplane.server.inference.triton_link import TritonLink
+from inferplane.server.inference.triton_link import TritonLink, said
 from inferplane.server.keys import MasterKey
 from inferplane.server.settings import Settings
 from inferplane.server.settings_sources import load_settings
@@ -93,10 +94,14 @@ async def _triton(settings: Settings) -> tuple[bool, str]:
     header = (settings.triton_header_name, secret) if settings.triton_header_name else None
     link = TritonLink(settings.triton_endpoint, header, settings.max_tensor_message_size)
     try:
-        live = await link.live()
+        if not await link.live():
+            return False, f"{settings.triton_endpoint} does not answer as ready"
+        problem = await link.control()
+    except grpc.aio.AioRpcError as error:
+        return False, f"{settings.triton_endpoint} went away: {said(error.details() or '')}"
     finally:
         await link.channel.close()
-    return live, f"{settings.triton_endpoint} " + ("is ready" if live else "does not answer as ready")
+    return not problem, f"{settings.triton_endpoint} " + (f"is live, but: {problem}" if problem else "is ready")
 
 
 async def _keys(settings: Settings) -> tuple[bool, str]:

@@ -223,7 +223,8 @@ class EmbeddedTriton:
             "--allow-metrics=false",
             "--log-info=false",
             "--pinned-memory-pool-byte-size=0",
-            "--model-load-thread-count=2",
+            # A load that never ends keeps its thread for ever, also when nobody waits for it any more.
+            "--model-load-thread-count=8",
             f"--exit-timeout-secs={_EXIT_SECONDS}",
             f"--backend-config=python,shm-region-prefix-name={self._shm_prefix}",
         )

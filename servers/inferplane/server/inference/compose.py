@@ -1,6 +1,6 @@
 """Puts the inference service together."""
 
-from inferplane.artifact.v1 import artifact_service_pb2_grpc, model_registry_service_pb2_grpc
+from inferplane.artifact.v1 import model_registry_service_pb2_grpc
 from inferplane.inference.v1 import deployment_service_pb2_grpc, inference_service_pb2_grpc
 from inferplane.reporting.v1 import reporting_service_pb2_grpc
 from inferplane.server.bootstrap import DATABASE, Core
@@ -10,8 +10,8 @@ from inferplane.server.inference.dataplane.open_inference import governed_handle
 from inferplane.server.inference.dataplane.outcome import Outcomes
 from inferplane.server.inference.deployments import Deployments
 from inferplane.server.inference.model_source import ModelSource
-from inferplane.server.inference.reconcile.loader import TritonModels
-from inferplane.server.inference.reconcile.reconciler import Reconciler
+from inferplane.server.inference.reconcile.loader import ModelLoader
+from inferplane.server.inference.reconcile.reconciler import LEADER_LOCK, Reconciler
 from inferplane.server.inference.records.delivery import Delivery, ReportingSink
 from inferplane.server.inference.records.notes import Notes
 from inferplane.server.inference.service import DeploymentService, InferenceService
@@ -19,6 +19,7 @@ from inferplane.server.inference.triton_link import SERVICE, TritonLink
 from inferplane.server.inference.triton_monitor import TritonMonitor
 from inferplane.server.inference.typed_tensors import check_typed_size
 from inferplane.server.settings import ServiceName
+from inferplane.server.storage.leadership import Leadership
 
 __all__ = ["compose"]
 
@@ -30,7 +31,7 @@ async def compose(core: Core) -> None:
     link = _triton_link(core)
     source = _model_source(core)
     notes = _records(core)
-    _reconcile(core, link, source)
+    _reconcile(core, link)
     _watch_triton(core, link)
     outcomes = Outcomes(notes, core.registry)
     forward = Forwarder(link, core.admission, outcomes, core.settings.unary_deadline)
@@ -63,7 +64,6 @@ def _model_source(core: Core) -> ModelSource:
     channel = core.channel(ServiceName.ARTIFACT)
     return ModelSource(
         model_registry_service_pb2_grpc.ModelRegistryServiceStub(channel),
-        artifact_service_pb2_grpc.ArtifactServiceStub(channel),
         lambda caller: core.signer.metadata(ServiceName.ARTIFACT, caller),
     )
 
@@ -77,9 +77,11 @@ def _records(core: Core) -> Notes:
     return notes
 
 
-def _reconcile(core: Core, link: TritonLink, source: ModelSource) -> None:
-    loader = TritonModels(link.stub, metadata=link.metadata)
-    reconciler = Reconciler(core.policy.connect, core.database, core.units_of_work, link, loader, source)
+def _reconcile(core: Core, link: TritonLink) -> None:
+    artifact = core.settings.endpoints[ServiceName.ARTIFACT]
+    loader = ModelLoader(link, artifact, lambda: core.signer.metadata(ServiceName.ARTIFACT))
+    leadership = Leadership(core.policy.connect, LEADER_LOCK)
+    reconciler = Reconciler(leadership, core.database, core.units_of_work, link, loader)
     core.policy.on_refresh(reconciler.wake)
     core.tasks.start("reconciler", reconciler.run)
 

@@ -7,7 +7,7 @@ from tritonclient.grpc import service_pb2
 from inferplane.inference.v1 import deployment_pb2, inference_service_pb2, tensor_pb2
 from inferplane.server.errors import invalid_field
 from inferplane.server.inference.dataplane.answer import Answer, Output
-from inferplane.server.inference.deployments import Deployment
+from inferplane.server.inference.deployments import Deployment, State, VersionInfo
 from inferplane.server.inference.typed_tensors import MAX_TYPED_ELEMENTS, raw_contents, typed_tensor
 from inferplane.server.names import DEPLOYMENT, VERSION
 from inferplane.server.tensors import signature_message
@@ -18,17 +18,35 @@ __all__ = ["deployment_message", "infer_request", "predict_response"]
 
 def deployment_message(deployment: Deployment) -> deployment_pb2.Deployment:
     """A deployment."""
-    version = deployment.version
+    primary = _target(deployment.version, "PRIMARY", deployment.state)
+    if deployment.state == "FAILED":
+        primary.state_message = deployment.state_message
+    targets = [primary]
+    if (incoming := deployment.incoming) is not None:
+        targets.append(_target(incoming.version, "INCOMING", "FAILED" if incoming.problem else "LOADING"))
+        targets[-1].state_message = incoming.problem
     return deployment_pb2.Deployment(
         name=DEPLOYMENT.format(deployment.name),
-        model_version=VERSION.format(version.model, version.version),
-        digest=version.digest,
-        signature=signature_message(version.signature),
-        state=deployment_pb2.Deployment.State.Value(f"STATE_{deployment.state}"),
+        targets=targets,
+        state=_state(deployment.state),
         state_message=deployment.state_message,
         create_time=timestamp(deployment.created_at),
         creator=deployment.creator,
     )
+
+
+def _target(version: VersionInfo, role: str, state: State) -> deployment_pb2.Target:
+    return deployment_pb2.Target(
+        role=deployment_pb2.Target.Role.Value(f"ROLE_{role}"),
+        model_version=VERSION.format(version.model, version.version),
+        digest=version.digest,
+        signature=signature_message(version.signature),
+        state=_state(state),
+    )
+
+
+def _state(state: State) -> deployment_pb2.Deployment.State.ValueType:
+    return deployment_pb2.Deployment.State.Value(f"STATE_{state}")
 
 
 def infer_request(name: str, request: inference_service_pb2.PredictRequest) -> service_pb2.ModelInferRequest:

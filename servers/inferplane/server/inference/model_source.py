@@ -1,15 +1,11 @@
-"""The registry as seen from here: which version a name means, and its bytes."""
+"""The registry as seen from here: which version a name means."""
 
-import asyncio
-import hashlib
 from collections.abc import Callable
 from typing import Any
 
 import grpc
 
-from inferplane.artifact.v1 import artifact_service_pb2, model_registry_service_pb2
-from inferplane.common.v1.errors_pb2 import ErrorReason
-from inferplane.server.errors import InferplaneError
+from inferplane.artifact.v1 import model_registry_service_pb2
 from inferplane.server.inference.deployments import VersionInfo
 from inferplane.server.names import VERSION
 from inferplane.server.rpc.remote_errors import as_inferplane_error
@@ -18,7 +14,6 @@ from inferplane.server.tensors import signature_from_bytes
 __all__ = ["ModelSource"]
 
 LOOKUP_TIMEOUT = 5.0
-READ_TIMEOUT = 600.0
 
 Metadata = list[tuple[str, str]]
 
@@ -26,9 +21,8 @@ Metadata = list[tuple[str, str]]
 class ModelSource:
     """Calls the artifact service. `credentials` makes call metadata, given for whom the call is made."""
 
-    def __init__(self, registry: Any, artifacts: Any, credentials: Callable[[str], Metadata]) -> None:
+    def __init__(self, registry: Any, credentials: Callable[[str], Metadata]) -> None:
         self._registry = registry
-        self._artifacts = artifacts
         self._credentials = credentials
 
     async def version(self, name: str, on_behalf_of: str) -> VersionInfo:
@@ -43,20 +37,3 @@ class ModelSource:
         model, version = VERSION.parse(found.name)
         signature = signature_from_bytes(found.signature.SerializeToString())
         return VersionInfo(model, int(version), found.digest, found.size, signature, found.label_output)
-
-    async def read(self, version: VersionInfo) -> bytes:
-        """The bytes of a version, hashed here once more. Raises BLOB_CORRUPT or DEPENDENCY_UNAVAILABLE."""
-        name = VERSION.format(version.model, version.version)
-        request = artifact_service_pb2.ReadArtifactRequest(model_version=name)
-        content = bytearray()
-        try:
-            async for part in self._artifacts.ReadArtifact(
-                request, metadata=self._credentials(""), timeout=READ_TIMEOUT
-            ):
-                content += part.data
-        except grpc.aio.AioRpcError as error:
-            raise as_inferplane_error(error, "artifact") from error
-        digest = await asyncio.to_thread(lambda: hashlib.sha256(content).hexdigest())
-        if f"sha256:{digest}" != version.digest:
-            raise InferplaneError(ErrorReason.ERROR_REASON_BLOB_CORRUPT, model_version=name)
-        return bytes(content)

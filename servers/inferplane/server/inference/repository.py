@@ -1,6 +1,6 @@
 """Inference's SQL."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -9,23 +9,55 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from inferplane.server.inference.deployments import Deployment, State, VersionInfo
+from inferplane.server.inference.deployments import Deployment, Incoming, State, VersionInfo
 from inferplane.server.inference.tables import deployment as deployment_table
+from inferplane.server.inference.tables import other_target as target_table
 from inferplane.server.storage.pages import Page
 from inferplane.server.storage.unit_of_work import UnitOfWork
 from inferplane.server.tensors import signature_from_bytes, signature_message
 
 __all__ = ["DeploymentReader", "DeploymentRepository"]
 
+FORMERS_KEPT = 4
+"""Former targets that a deployment remembers: more are not answered with any more when the next is asked for."""
+
 _columns = deployment_table.c
+_targets = target_table.c
 _live = _columns.deleted_at.is_(None)
+_age = sa.extract("epoch", sa.func.now() - _targets.requested_at).label("age")
 
 
-def _deployment(row: Any) -> Deployment:
+def _version(model: str, row: Any) -> VersionInfo:
     signature = signature_from_bytes(row.signature)
-    version = VersionInfo(row.model, row.version, row.digest, row.size, signature, row.label_output)
-    deleted = row.deleted_at is not None
-    return Deployment(row.id, row.name, version, row.state, row.state_message, row.created_at, row.creator, deleted)
+    return VersionInfo(model, row.version, row.digest, row.size, signature, row.label_output)
+
+
+def _deployment(row: Any, others: Sequence[Any]) -> Deployment:
+    incoming = next((Incoming(_version(row.model, other), other.requested_at, float(other.age), other.problem)
+                     for other in others if other.role == "INCOMING"), None)  # fmt: skip
+    return Deployment(
+        id=row.id,
+        name=row.name,
+        version=_version(row.model, row),
+        state=row.state,
+        state_message=row.state_message,
+        created_at=row.created_at,
+        creator=row.creator,
+        requested_at=row.requested_at,
+        deleted=row.deleted_at is not None,
+        incoming=incoming,
+        formers=tuple(_version(row.model, other) for other in others if other.role == "FORMER"),
+    )
+
+
+def _values(version: VersionInfo) -> dict[str, Any]:
+    return {
+        "version": version.version,
+        "digest": version.digest,
+        "size": version.size,
+        "signature": signature_message(version.signature).SerializeToString(deterministic=True),
+        "label_output": version.label_output,
+    }
 
 
 class DeploymentReader:
@@ -36,28 +68,43 @@ class DeploymentReader:
 
     async def get(self, name: str) -> Deployment | None:
         """The deployment of that name."""
-        query = sa.select(deployment_table).where(_columns.name == name, _live)
-        row = (await self._connection.execute(query)).one_or_none()
-        return None if row is None else _deployment(row)
+        return next(
+            iter(await self._deployments(sa.select(deployment_table).where(_columns.name == name, _live))), None
+        )
 
     async def visible(self, page: Page, visible: Callable[[str], bool]) -> tuple[list[Deployment], str | None]:
         """One page by name of those that are `visible`, and the sort key to go on after."""
-        names = await self._connection.scalars(sa.select(_columns.name).where(_live).order_by(_columns.name))
-        wanted = [name for name in names if (page.after is None or name > page.after) and visible(name)]
+        names = sa.select(_columns.name).where(_live).order_by(_columns.name)
+        if page.after is not None:
+            names = names.where(_columns.name > page.after)
+        wanted = [name for name in await self._connection.scalars(names) if visible(name)]
         chosen = wanted[: page.size]
         query = sa.select(deployment_table).where(_live, _columns.name.in_(chosen)).order_by(_columns.name)
-        rows = (await self._connection.execute(query)).all()
-        return [_deployment(row) for row in rows], chosen[-1] if len(wanted) > page.size else None
+        return await self._deployments(query), chosen[-1] if len(wanted) > page.size else None
 
     async def all_with_deleted(self) -> list[Deployment]:
         """Everything, oldest first: what shall be served and what shall be unloaded."""
-        rows = await self._connection.execute(sa.select(deployment_table).order_by(_columns.id))
-        return [_deployment(row) for row in rows]
+        return await self._deployments(sa.select(deployment_table).order_by(_columns.id))
 
     async def delete(self, deployment_id: UUID) -> None:
         """Remove a deleted deployment's row, once Triton has forgotten it."""
         gone = sa.and_(_columns.id == deployment_id, sa.not_(_live))
         await self._connection.execute(sa.delete(deployment_table).where(gone))
+
+    async def say(self, deployment_id: UUID, message: str) -> None:
+        """Tell people why a deployment that does not answer yet does not."""
+        waiting = sa.and_(_columns.id == deployment_id, _live, _columns.state == "LOADING")
+        await self._connection.execute(sa.update(deployment_table).where(waiting).values(state_message=message))
+
+    async def _deployments(self, query: sa.Select[Any]) -> list[Deployment]:
+        rows = (await self._connection.execute(query)).all()
+        ids = [row.id for row in rows]
+        order = (_targets.requested_at, _targets.version)
+        found = sa.select(target_table, _age).where(_targets.deployment_id.in_(ids)).order_by(*order)
+        others: dict[UUID, list[Any]] = {}
+        for other in await self._connection.execute(found):
+            others.setdefault(other.deployment_id, []).append(other)
+        return [_deployment(row, others.get(row.id, ())) for row in rows]
 
 
 class DeploymentRepository(DeploymentReader):
@@ -69,37 +116,89 @@ class DeploymentRepository(DeploymentReader):
 
     async def add(self, deployment: Deployment) -> bool:
         """Whether the name was free."""
-        version = deployment.version
-        statement = postgresql.insert(deployment_table).on_conflict_do_nothing()
-        result = await self._connection.execute(
-            statement,
-            {
-                "id": deployment.id,
-                "name": deployment.name,
-                "model": version.model,
-                "version": version.version,
-                "digest": version.digest,
-                "size": version.size,
-                "signature": signature_message(version.signature).SerializeToString(deterministic=True),
-                "label_output": version.label_output,
-                "state": deployment.state,
-                "state_message": deployment.state_message,
-                "created_at": deployment.created_at,
-                "creator": deployment.creator,
-            },
-        )
+        values = {
+            "id": deployment.id,
+            "name": deployment.name,
+            "model": deployment.version.model,
+            **_values(deployment.version),
+            "state": deployment.state,
+            "state_message": deployment.state_message,
+            "created_at": deployment.created_at,
+            "creator": deployment.creator,
+            "requested_at": deployment.requested_at,
+        }
+        result = await self._connection.execute(postgresql.insert(deployment_table).on_conflict_do_nothing(), values)
         return bool(result.rowcount)
+
+    async def locked(self, name: str) -> Deployment | None:
+        """The deployment of that name, which nobody else changes before this unit of work ends."""
+        query = sa.select(deployment_table).where(_columns.name == name, _live).with_for_update()
+        return next(iter(await self._deployments(query)), None)
 
     async def mark_deleted(self, name: str, at: datetime) -> bool:
         """Whether there was such a deployment."""
         statement = sa.update(deployment_table).where(_columns.name == name, _live).values(deleted_at=at)
         return bool((await self._connection.execute(statement)).rowcount)
 
-    async def set_state(self, deployment_id: UUID, state: State, message: str) -> bool:
-        """Whether the deployment is still there to have a state."""
-        statement = (
-            sa.update(deployment_table)
-            .where(_columns.id == deployment_id, _live)
-            .values(state=state, state_message=message)
+    async def set_primary(self, deployment: Deployment, version: VersionInfo) -> None:
+        """Let another version be the one to serve, of a deployment that serves none."""
+        await self._remember(deployment.id, deployment.version)
+        await self._make_primary(deployment.id, version, state="LOADING", requested_at=sa.func.now())
+
+    async def add_incoming(self, deployment_id: UUID, version: VersionInfo) -> None:
+        """Let `version` be loaded, to take the place of the one that is served."""
+        await self._put(deployment_id, version, role="INCOMING")
+
+    async def retire_incoming(self, deployment_id: UUID) -> None:
+        """Give up what was to come. It stays known, since a load of it may be beyond recall."""
+        incoming = sa.and_(_targets.deployment_id == deployment_id, _targets.role == "INCOMING")
+        await self._connection.execute(sa.update(target_table).where(incoming).values(role="FORMER"))
+        await self._forget_formers(deployment_id)
+
+    async def promote(self, name: str, version: VersionInfo) -> bool:
+        """Let the incoming version be the one that serves; whether it still was to come."""
+        deployment = await self.locked(name)
+        if deployment is None or deployment.incoming is None or deployment.incoming.version != version:
+            return False
+        await self._remember(deployment.id, deployment.version)
+        await self._make_primary(deployment.id, version, state="READY", requested_at=deployment.incoming.requested_at)
+        await self._forget_formers(deployment.id)
+        return True
+
+    async def set_problem(self, deployment_id: UUID, version: VersionInfo, problem: str) -> bool:
+        """Note why the incoming version could not be loaded; whether it still is to come."""
+        incoming = sa.and_(
+            _targets.deployment_id == deployment_id, _targets.version == version.version, _targets.role == "INCOMING"
         )
+        return await self._changed(sa.update(target_table).where(incoming).values(problem=problem))
+
+    async def set_state(self, deployment_id: UUID, version: VersionInfo, state: State, message: str) -> bool:
+        """Whether the deployment is still there, and of that version, to have a state."""
+        serving = sa.and_(_columns.id == deployment_id, _live, _columns.version == version.version)
+        values = {"state": state, "state_message": message}
+        return await self._changed(sa.update(deployment_table).where(serving).values(values))
+
+    async def _make_primary(
+        self, deployment_id: UUID, version: VersionInfo, *, state: State, requested_at: Any
+    ) -> None:
+        taken = sa.and_(_targets.deployment_id == deployment_id, _targets.version == version.version)
+        await self._connection.execute(sa.delete(target_table).where(taken))
+        values = {**_values(version), "state": state, "state_message": "", "requested_at": requested_at}
+        await self._changed(sa.update(deployment_table).where(_columns.id == deployment_id).values(values))
+
+    async def _remember(self, deployment_id: UUID, version: VersionInfo) -> None:
+        await self._put(deployment_id, version, role="FORMER")
+
+    async def _put(self, deployment_id: UUID, version: VersionInfo, *, role: str) -> None:
+        fresh = {"role": role, "problem": "", "requested_at": sa.func.now()}
+        insert = postgresql.insert(target_table).values(deployment_id=deployment_id, **_values(version), **fresh)
+        key = [_targets.deployment_id, _targets.version]
+        await self._connection.execute(insert.on_conflict_do_update(index_elements=key, set_=fresh))
+
+    async def _forget_formers(self, deployment_id: UUID) -> None:
+        formers = sa.and_(_targets.deployment_id == deployment_id, _targets.role == "FORMER")
+        kept = sa.select(_targets.version).where(formers).order_by(_targets.requested_at.desc()).limit(FORMERS_KEPT)
+        await self._connection.execute(sa.delete(target_table).where(formers, _targets.version.not_in(kept)))
+
+    async def _changed(self, statement: sa.Update) -> bool:
         return bool((await self._connection.execute(statement)).rowcount)

@@ -1,6 +1,7 @@
 """Inference's RPCs: from message to domain call to message."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from inferplane.common.v1.access_pb2 import Permission
@@ -16,8 +17,8 @@ from inferplane.server.access.snapshot import PolicySnapshot
 from inferplane.server.errors import InferplaneError
 from inferplane.server.inference.convert import deployment_message, infer_request, predict_response
 from inferplane.server.inference.dataplane.forwarder import Forwarder
-from inferplane.server.inference.deployments import Deployments
-from inferplane.server.inference.inputs import NamedDeployment, NewDeployment, PredictInput
+from inferplane.server.inference.deployments import Deployments, VersionInfo
+from inferplane.server.inference.inputs import NamedDeployment, NewDeployment, PredictInput, replacement
 from inferplane.server.inference.model_source import ModelSource
 from inferplane.server.inference.repository import DeploymentReader, DeploymentRepository
 from inferplane.server.rpc.call import current_call
@@ -68,12 +69,23 @@ class DeploymentService(deployment_service_pb2_grpc.DeploymentServiceServicer):
         new = parse(NewDeployment, request)
         caller = current_call().principal.subject
 
-        async def create(unit: Any) -> deployment_pb2.Deployment:
-            version = await self._source.version(request.model_version, caller)
+        async def create(unit: Any, version: VersionInfo) -> deployment_pb2.Deployment:
             store = DeploymentRepository(unit)
             return deployment_message(await self._deployments.create(store, new.deployment_id, version, caller))
 
-        return await self._mutations.run(request, deployment_pb2.Deployment, create)
+        resolve = partial(self._source.version, request.model_version, caller)
+        return await self._mutations.run_prepared(request, deployment_pb2.Deployment, resolve, create)
+
+    async def UpdateDeployment(
+        self, request: deployment_pb.UpdateDeploymentRequest, context: Any
+    ) -> deployment_pb2.Deployment:
+        name, model_version = replacement(request)
+
+        async def replace(unit: Any, version: VersionInfo) -> deployment_pb2.Deployment:
+            return deployment_message(await self._deployments.replace(DeploymentRepository(unit), name, version))
+
+        resolve = partial(self._source.version, model_version, current_call().principal.subject)
+        return await self._mutations.run_prepared(request, deployment_pb2.Deployment, resolve, replace)
 
     async def GetDeployment(
         self, request: deployment_pb.GetDeploymentRequest, context: Any

@@ -1,5 +1,6 @@
 """The connection to Triton: calls that carry its header, and its errors in our terms."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -9,14 +10,23 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from inferplane.common.v1.errors_pb2 import ErrorReason
 from inferplane.server.errors import InferplaneError
+from inferplane.server.inference.deployments import Served
+from inferplane.server.inference.formats.onnx import DIGEST_PARAMETER
 
-__all__ = ["SERVICE", "RawCall", "TritonLink", "from_triton"]
+__all__ = ["SERVICE", "RawCall", "TritonLink", "control_problem", "from_triton", "said"]
 
 log = structlog.get_logger()
 
 SERVICE = "inference.GRPCInferenceService"
 CHECK_TIMEOUT = 2.0
 MAX_DETAIL = 200
+MAX_SAID = 400
+
+_NOT_EXPLICIT = re.compile(r"explicit model load / unload is not allowed")
+_FOLDER = re.compile(r"(?<![\w.])/(?:[\w.+@-]+/)+")
+_TRACEBACK = re.compile(r"\s+At:\s+/")
+NOBODY = "_inferplane_nobody"
+"""A name that no deployment can have."""
 
 RawCall = Callable[..., Any]
 
@@ -25,6 +35,7 @@ class TritonLink:
     """A channel to Triton. `header` is the metadata that it wants, which never goes back to callers."""
 
     def __init__(self, endpoint: str, header: tuple[str, str] | None, max_message_size: int) -> None:
+        self.endpoint = endpoint
         self.channel = grpc.aio.insecure_channel(
             endpoint,
             options=[
@@ -67,8 +78,8 @@ class TritonLink:
             return False
         return bool(answer.ready)
 
-    async def model_parameter(self, name: str, key: str) -> str | None:
-        """A parameter of a loaded model's configuration; None if it is not loaded. Raises AioRpcError."""
+    async def served(self, name: str) -> Served | None:
+        """What Triton answers with under a name; None if nothing. Raises AioRpcError where it cannot say."""
         request = service_pb2.ModelConfigRequest(name=name)
         try:
             answer = await self.stub.ModelConfig(request, metadata=self.metadata, timeout=CHECK_TIMEOUT)
@@ -76,7 +87,39 @@ class TritonLink:
             if error.code() in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT):
                 return None
             raise
-        return str(answer.config.parameters[key].string_value)
+        config = answer.config
+        versions = config.version_policy.specific.versions
+        if len(versions) != 1 or not await self.model_ready(name, versions[0]):
+            return None
+        return Served(str(config.parameters[DIGEST_PARAMETER].string_value), int(versions[0]))
+
+    async def control(self) -> str:
+        """Why Triton would not let itself be told what to serve, for people; empty where it would.
+
+        Asked by unloading a model that cannot exist, which changes nothing. Raises AioRpcError where it is away.
+        """
+        request = service_pb2.RepositoryModelUnloadRequest(model_name=NOBODY)
+        try:
+            await self.stub.RepositoryModelUnload(request, metadata=self.metadata, timeout=CHECK_TIMEOUT)
+        except grpc.aio.AioRpcError as error:
+            problem = control_problem(error.details() or "")
+            if not problem and error.code() is grpc.StatusCode.UNAVAILABLE:
+                raise
+            return problem or said(error.details() or error.code().name)
+        return ""
+
+
+def said(text: str) -> str:
+    """What Triton said, for people: on one line, bounded, without tracebacks and the folders of its machine."""
+    line = " ".join(_FOLDER.sub("", _TRACEBACK.split(text)[0]).split())
+    return "".join(char if char.isprintable() else "?" for char in line)[:MAX_SAID]
+
+
+def control_problem(details: str) -> str:
+    """Why Triton does not take models from us, if it is that what `details` says; else empty."""
+    if _NOT_EXPLICIT.search(details) is None:
+        return ""
+    return f"Triton takes no models: start it with --model-control-mode=explicit (it said: {said(details)})"
 
 
 def from_triton(error: grpc.aio.AioRpcError) -> InferplaneError:

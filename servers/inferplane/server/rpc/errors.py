@@ -80,6 +80,10 @@ CATALOG: Mapping[ErrorReason.ValueType, tuple[StatusCode, str]] = {
     _R.ERROR_REASON_DEPLOYMENT_NOT_READY: (StatusCode.UNAVAILABLE, "the deployment is not ready; try again"),
     _R.ERROR_REASON_INFERENCE_REJECTED: (StatusCode.INVALID_ARGUMENT, "the model refused the request"),
     _R.ERROR_REASON_INFERENCE_FAILED: (StatusCode.INTERNAL, "the model failed"),
+    _R.ERROR_REASON_MODEL_TOO_LARGE_TO_LOAD: (
+        StatusCode.FAILED_PRECONDITION,
+        "the model is too large to be loaded into Triton",
+    ),
     _R.ERROR_REASON_PREDICTION_NOT_FOUND: (StatusCode.NOT_FOUND, "no such prediction"),
     _R.ERROR_REASON_PREDICTION_AMBIGUOUS: (
         StatusCode.FAILED_PRECONDITION,

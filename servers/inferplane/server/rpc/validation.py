@@ -21,13 +21,17 @@ class Input(BaseModel):
 InputT = TypeVar("InputT", bound=Input)
 
 
-def parse(model: type[InputT], message: Message) -> InputT:
-    """Validate the fields of `message` that `model` names; raises INVALID_FIELD with each field's path."""
+def parse(model: type[InputT], message: Message, at: str = "") -> InputT:
+    """Validate the fields of `message` that `model` names; raises INVALID_FIELD with each field's path.
+
+    `at` is the path of `message` itself in the request.
+    """
     fields: dict[str, Any] = {name: getattr(message, name) for name in model.model_fields}
     try:
         return model.model_validate(fields)
     except ValidationError as error:
-        violations = tuple((_path(detail), _problem(detail)) for detail in error.errors(include_url=False))
+        within = f"{at}." if at else ""
+        violations = tuple((within + _path(detail), _problem(detail)) for detail in error.errors(include_url=False))
         raise InferplaneError(ErrorReason.ERROR_REASON_INVALID_FIELD, violations=violations) from None
 
 

@@ -7,7 +7,7 @@ from inferplane.server.storage.database import asyncpg_dsn
 
 __all__ = ["SCHEMA_VERSION", "SchemaVersionError", "check_version"]
 
-SCHEMA_VERSION = "0005"
+SCHEMA_VERSION = "0006"
 
 
 class SchemaVersionError(Exception):

@@ -176,7 +176,7 @@ def _checked(data: bytes, admitted: _Admitted, route: Route) -> Answer:
     """The answer, once it is seen to be what the version promises; raises INFERENCE_FAILED."""
     known = admitted.answers.find(data)
     # The version that answered may have been replaced since.
-    if known is not None and known[0] in (route.target, route.incoming):
+    if known is not None and known[0] in (route.target, *route.others):
         return Answer(data, route.deployment, *known)
     try:
         answer = read_answer(data, route, admitted.requested)

@@ -4,11 +4,14 @@ import json
 from importlib.resources import files
 from typing import Any
 
+from inferplane.server.inference.formats.load_request import MAX_MESSAGE, request_head
 from inferplane.server.tensors import Signature, TensorSpec
 
-__all__ = ["DIGEST_PARAMETER", "model_config", "model_files"]
+__all__ = ["DIGEST_PARAMETER", "PROBE_NAME", "largest_model", "load_head", "model_config", "probe_head"]
 
 DIGEST_PARAMETER = "inferplane_digest"
+DIGEST_LENGTH = len("sha256:") + 64
+PROBE_NAME = "_inferplane_probe"
 
 
 def model_config(name: str, version: int, signature: Signature, *, native: bool, digest: str = "") -> str:
@@ -34,12 +37,30 @@ def model_config(name: str, version: int, signature: Signature, *, native: bool,
     )
 
 
-def model_files(version: int, model: bytes, *, native: bool) -> dict[str, bytes]:
-    """The `file:` parameters of RepositoryModelLoad: the ONNX file `model`, and the shim if it is needed."""
-    parameters = {f"file:{version}/model.onnx": model}
-    if not native:
-        parameters[f"file:{version}/model.py"] = files(__package__).joinpath("onnx_shim.py").read_bytes()
-    return parameters
+def load_head(name: str, version: int, signature: Signature, size: int, *, native: bool, digest: str = "") -> bytes:
+    """RepositoryModelLoadRequest up to the ONNX file's content, `size` bytes that must follow."""
+    config = model_config(name, version, signature, native=native, digest=digest)
+    return request_head(name, config, _support_files(version, native=native), f"file:{version}/model.onnx", size)
+
+
+def largest_model(name: str, version: int, signature: Signature) -> int:
+    """The most bytes that a model of this signature may have to reach Triton in one message."""
+    return MAX_MESSAGE - len(load_head(name, version, signature, MAX_MESSAGE, native=False, digest="-" * DIGEST_LENGTH))
+
+
+def probe_head() -> bytes:
+    """A whole RepositoryModelLoadRequest of an empty file, by which Triton tells whether it has the native backend.
+
+    No deployment can have its name, and no Triton can load it.
+    """
+    nothing = Signature((TensorSpec("x", "FP32", (-1,)),), (TensorSpec("y", "FP32", (-1,)),))
+    return load_head(PROBE_NAME, 1, nothing, 0, native=True)
+
+
+def _support_files(version: int, *, native: bool) -> dict[str, bytes]:
+    if native:
+        return {}
+    return {f"file:{version}/model.py": files(__package__).joinpath("onnx_shim.py").read_bytes()}
 
 
 def _tensor(spec: TensorSpec) -> dict[str, Any]:

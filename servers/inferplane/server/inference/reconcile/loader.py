@@ -1,74 +1,190 @@
-"""Loads models into Triton and unloads them."""
+"""Loads models into Triton, each by a process of its own, and unloads them.
 
+RepositoryModelLoad is one message as large as the model. A worker that took part in it would answer nobody meanwhile,
+so all that a worker holds of a model is its description.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
 import re
-from functools import partial
-from typing import Any
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-import grpc.aio
+import grpc
+import structlog
 from tritonclient.grpc import service_pb2
 
-from inferplane.server.inference.formats.onnx import model_config, model_files
-from inferplane.server.tensors import Signature
+from inferplane.common.v1.errors_pb2 import ErrorReason
+from inferplane.server.inference.formats.load_request import LOAD_METHOD
+from inferplane.server.inference.formats.onnx import PROBE_NAME, load_head, probe_head
+from inferplane.server.inference.reconcile.load_job import LoadJob, Outcome
+from inferplane.server.inference.triton_link import control_problem, said
+from inferplane.server.names import VERSION
+from inferplane.server.rpc.errors import CATALOG
 
-__all__ = ["TritonModels"]
+if TYPE_CHECKING:
+    from inferplane.server.inference.deployments import VersionInfo
+    from inferplane.server.inference.triton_link import TritonLink
 
-Metadata = tuple[tuple[str, str], ...]
+__all__ = ["AwayError", "LoadRefusedError", "ModelLoader", "NotControlledError"]
+
+log = structlog.get_logger()
+
+LOAD_TIMEOUT = 300.0
+"""Seconds that Triton may take for a load."""
+UNLOAD_TIMEOUT = 330.0
+"""Triton unloads a model only after a load of it has ended."""
+SLOWEST_READ = 4 << 20
+"""Bytes a second at which a model must come from the artifact service, on average."""
+PROBE_TIMEOUT = 10.0
+
+Credentials = Callable[[], list[tuple[str, str]]]
 
 # Triton 2.51 says the first, older ones the second.
 _NO_BACKEND = re.compile(
     r"unable to find backend library for backend 'onnxruntime'|unable to find 'libtriton_onnxruntime\.so'"
 )
+_INHERITED = ("PATH", "LD_LIBRARY_PATH", "TMPDIR")
 
 
-class TritonModels:
+class LoadRefusedError(Exception):
+    """The model cannot be loaded as it is; the text says to people why."""
+
+
+class NotControlledError(LoadRefusedError):
+    """Triton takes no models at all, in the mode that it was started in."""
+
+
+class AwayError(Exception):
+    """Triton or the artifact service is away, which says nothing of the model; the text names it."""
+
+
+class ModelLoader:
     """Loads ONNX models into one Triton, by its native backend if it has one, else by the shim.
 
-    `stub` is a `GRPCInferenceServiceStub` on a `grpc.aio` channel. Which backend there is, the first load
-    finds out; a Triton that is replaced by another kind needs a new object.
+    `artifact` is the artifact service's address, and `credentials` makes metadata for calls to it.
     """
 
-    def __init__(self, stub: Any, *, metadata: Metadata = ()) -> None:
-        self._stub = stub
-        self._metadata = metadata
+    def __init__(self, link: "TritonLink", artifact: str, credentials: Credentials) -> None:
+        self._link = link
+        self._artifact = artifact
+        self._credentials = credentials
         self._native: bool | None = None
 
-    async def load(
-        self,
-        name: str,
-        version: int,
-        signature: Signature,
-        model: bytes,
-        *,
-        digest: str = "",
-        timeout: float | None = None,
-    ) -> None:
-        """Load `version` of the model in place of any other; returns when it is ready.
+    async def load(self, name: str, version: "VersionInfo") -> None:
+        """Load a version under `name` in place of any other; returns when it is ready.
 
-        If that fails, Triton goes on with the version it had. Raises grpc.aio.AioRpcError.
+        If that fails, Triton goes on with the version it had. Raises LoadRefusedError or AwayError. When it is
+        cancelled the process is killed; Triton still ends a load that it has received in full.
         """
-        native = self._native is not False
-        configure = partial(model_config, name, version, signature, digest=digest)
-        files = partial(model_files, version, model)
         try:
-            await self._load(name, configure(native=native), files(native=native), timeout)
-        except grpc.aio.AioRpcError as error:
-            if self._native is not None or not _NO_BACKEND.search(error.details() or ""):
-                raise
-            native = False
-            await self._load(name, configure(native=native), files(native=native), timeout)
-        self._native = native
+            native = await self._has_native_backend()
+            head = load_head(
+                name, version.version, version.signature, version.size, native=native, digest=version.digest
+            )
+            outcome = await self._run(self._job(version, head))
+            _raise_for(outcome)
+        except (LoadRefusedError, AwayError):
+            # Another kind of Triton may have taken its place, so it is asked again before the next load.
+            self._native = None
+            raise
 
-    async def unload(self, name: str, *, timeout: float | None = None) -> None:
+    async def unload(self, name: str) -> None:
         """Ask Triton to stop serving a model; one that is not loaded is no error.
 
-        Returns before calls in flight have ended. Raises grpc.aio.AioRpcError.
+        Returns before calls in flight have ended. Raises LoadRefusedError or AwayError.
         """
         request = service_pb2.RepositoryModelUnloadRequest(model_name=name)
-        await self._stub.RepositoryModelUnload(request, metadata=self._metadata, timeout=timeout)
+        try:
+            await self._link.stub.RepositoryModelUnload(request, metadata=self._link.metadata, timeout=UNLOAD_TIMEOUT)
+        except grpc.aio.AioRpcError as error:
+            _raise_for(Outcome(triton=error.code().name, detail=error.details() or ""))
 
-    async def _load(self, name: str, config: str, files: dict[str, bytes], timeout: float | None) -> None:
-        request = service_pb2.RepositoryModelLoadRequest(model_name=name)
-        request.parameters["config"].string_param = config
-        for file, content in files.items():
-            request.parameters[file].bytes_param = content
-        await self._stub.RepositoryModelLoad(request, metadata=self._metadata, timeout=timeout)
+    async def _has_native_backend(self) -> bool:
+        if self._native is None:
+            call = self._link.raw_unary(LOAD_METHOD.rpartition("/")[2])
+            try:
+                await call(probe_head(), metadata=self._link.metadata, timeout=PROBE_TIMEOUT)
+                self._native = True
+            except grpc.aio.AioRpcError as error:
+                details = error.details() or ""
+                if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+                    _raise_for(Outcome(triton=error.code().name, detail=details))
+                self._native = _NO_BACKEND.search(details) is None
+            await self.unload(PROBE_NAME)
+        return self._native
+
+    def _job(self, version: "VersionInfo", head: bytes) -> LoadJob:
+        return LoadJob(
+            artifact=self._artifact,
+            model_version=VERSION.format(version.model, version.version),
+            digest=version.digest,
+            size=version.size,
+            triton=self._link.endpoint,
+            triton_metadata=self._link.metadata,
+            head=head,
+            timeout=LOAD_TIMEOUT,
+        )
+
+    async def _run(self, job: LoadJob) -> Outcome:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "inferplane.server.inference.reconcile.load_child",
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            # Everything else stays here: our environment holds secrets.
+            env={name: os.environ[name] for name in _INHERITED if name in os.environ},
+            start_new_session=True,
+        )
+        try:
+            async with asyncio.timeout(LOAD_TIMEOUT + job.size / SLOWEST_READ + PROBE_TIMEOUT):
+                return await self._converse(process, job)
+        except TimeoutError:
+            raise AwayError("the artifact service gives the model's bytes too slowly") from None
+        finally:
+            await _end(process)
+
+    async def _converse(self, process: asyncio.subprocess.Process, job: LoadJob) -> Outcome:
+        to_child, from_child = process.stdin, process.stdout
+        if to_child is None or from_child is None:
+            raise RuntimeError("the pipes were asked for")
+        with contextlib.suppress(ConnectionError):
+            to_child.write(job.to_line())
+            while (line := await from_child.readline()) == b"credentials\n":
+                to_child.write(json.dumps(self._credentials()).encode() + b"\n")
+            if line:
+                return Outcome(**json.loads(line))
+        status = await process.wait()
+        log.error("load_process_ended", exit_code=status, model_version=job.model_version)
+        raise LoadRefusedError(f"the process that loads it ended with status {status}: out of memory?")
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    if process.stdin is not None:
+        process.stdin.close()
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+    # Shielded: whoever is cancelled while it waits here must still leave no zombie.
+    await asyncio.shield(asyncio.ensure_future(process.wait()))
+
+
+def _raise_for(outcome: Outcome) -> None:
+    if outcome.loaded:
+        return
+    if outcome.artifact:
+        reason = ErrorReason.Value(f"ERROR_REASON_{outcome.artifact}")
+        if reason == ErrorReason.ERROR_REASON_DEPENDENCY_UNAVAILABLE:
+            raise AwayError("the artifact service does not answer")
+        raise LoadRefusedError(f"the model's bytes could not be read: {CATALOG[reason][1]}")
+    if outcome.triton == "DEADLINE_EXCEEDED":
+        raise LoadRefusedError(f"Triton did not load it within {LOAD_TIMEOUT:g} s")
+    if problem := control_problem(outcome.detail):
+        raise NotControlledError(problem)
+    if outcome.triton == "UNAVAILABLE":
+        raise AwayError("Triton went away during the load")
+    raise LoadRefusedError(f"Triton could not load it: {said(outcome.detail)}")

@@ -1,202 +1,232 @@
 """Brings Triton to what the tables say: effects outside the database follow the commit.
 
-All inference workers run one; an advisory lock lets one at a time act. It keeps no memory of its own: Triton is
-asked which bytes it serves, so a restart of either side is found and mended.
+All inference workers run one; the one that leads acts. It remembers only what it has begun and what has failed: which
+bytes Triton serves, Triton is asked, so a restart of either side is found and mended.
 """
 
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable
-from typing import Protocol
-from uuid import UUID
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import TYPE_CHECKING
 
-import asyncpg
-import grpc
 import structlog
 
-from inferplane.common.v1.errors_pb2 import ErrorReason
 from inferplane.server.errors import InferplaneError
-from inferplane.server.inference.deployments import Deployment, State, VersionInfo
-from inferplane.server.inference.formats.onnx import DIGEST_PARAMETER
+from inferplane.server.inference.deployments import Served
+from inferplane.server.inference.reconcile.loader import AwayError, LoadRefusedError, NotControlledError
+from inferplane.server.inference.reconcile.plan import Action, Confirm, Load, Retries, Unload, key_of, plan
 from inferplane.server.inference.repository import DeploymentReader, DeploymentRepository
-from inferplane.server.rpc.errors import CATALOG
 from inferplane.server.storage.audit import Actor
-from inferplane.server.storage.database import Database
-from inferplane.server.storage.unit_of_work import UnitOfWorkFactory
-from inferplane.server.tensors import Signature
 
-__all__ = ["ModelLoader", "Reconciler"]
+if TYPE_CHECKING:
+    from inferplane.server.inference.deployments import Deployment, State, VersionInfo
+    from inferplane.server.inference.reconcile.loader import ModelLoader
+    from inferplane.server.inference.triton_link import TritonLink
+    from inferplane.server.storage.database import Database
+    from inferplane.server.storage.leadership import Leadership
+    from inferplane.server.storage.unit_of_work import UnitOfWorkFactory
+
+__all__ = ["LEADER_LOCK", "Reconciler"]
 
 log = structlog.get_logger()
 
 LEADER_LOCK = 0x7265636F6E
 INTERVAL = 1.0
-RETRY_FAILED = 15.0
-LOAD_TIMEOUT = 300.0
+QUESTIONS = 32
+"""Names that Triton is asked about at once."""
 ACTOR = Actor("workloads/inference")
 
 
-class ModelLoader(Protocol):
-    """What loads into Triton."""
-
-    async def load(
-        self, name: str, version: int, signature: Signature, model: bytes, *, digest: str, timeout: float
-    ) -> None: ...
-    async def unload(self, name: str, *, timeout: float | None = None) -> None: ...
-
-
-class TritonView(Protocol):
-    """What Triton can be asked."""
-
-    async def live(self) -> bool: ...
-    async def model_ready(self, name: str, version: int) -> bool: ...
-    async def model_parameter(self, name: str, key: str) -> str | None: ...
-
-
-class BytesSource(Protocol):
-    """Where verified bytes come from."""
-
-    async def read(self, version: VersionInfo) -> bytes: ...
-
-
-class _AwayError(Exception):
-    """Triton or the artifact service is away, so nothing can be said of the deployment."""
-
-
 class Reconciler:
-    """`connect` makes the connection that holds the lock; `wake` makes it look at once."""
+    """Looks at the tables whenever they change, and every second."""
 
     def __init__(
         self,
-        connect: Callable[[], Awaitable[asyncpg.Connection]],
-        database: Database,
-        units_of_work: UnitOfWorkFactory,
-        triton: TritonView,
-        loader: ModelLoader,
-        source: BytesSource,
+        leadership: "Leadership",
+        database: "Database",
+        units_of_work: "UnitOfWorkFactory",
+        triton: "TritonLink",
+        loader: "ModelLoader",
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._connect = connect
+        self._leadership = leadership
         self._database = database
         self._units_of_work = units_of_work
         self._triton = triton
         self._loader = loader
-        self._source = source
+        self._clock = clock
         self._wake = asyncio.Event()
-        self._failed_at: dict[UUID, float] = {}
+        self._running: dict[str, tuple[Action, asyncio.Task[None]]] = {}
+        self._refused = Retries()
+        # Whoever is away may be back in a second, and then every deployment waits for this.
+        self._away = Retries(first=0.5, longest=4.0)
 
     def wake(self) -> None:
         """Look at the tables now."""
         self._wake.set()
 
     async def run(self) -> None:
-        """Follow the tables until cancelled, whenever this process holds the lock."""
-        while True:
-            try:
-                await self._lead()
-            except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, InferplaneError) as error:
-                log.warning("reconciler_paused", error=type(error).__name__)
-            await asyncio.sleep(INTERVAL)
+        """Follow the tables whenever this process leads, until cancelled."""
+        await self._leadership.run(self.lead)
 
-    async def _lead(self) -> None:
-        connection = await self._connect()
+    async def lead(self) -> None:
+        """Follow the tables until cancelled; nothing that was begun goes on then."""
         try:
-            # Polled: waiting inside PostgreSQL would outlast the connection's command timeout.
-            while not await connection.fetchval("SELECT pg_try_advisory_lock($1)", LEADER_LOCK):  # noqa: ASYNC110
-                await asyncio.sleep(INTERVAL)
-            while not connection.is_closed():
+            while True:
                 self._wake.clear()
-                await connection.fetchval("SELECT 1")
-                if await self._triton.live():
-                    await self._reconcile()
+                try:
+                    await self.reconcile()
+                except InferplaneError as error:
+                    log.warning("reconciler_waits", error=str(error))
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._wake.wait(), INTERVAL)
         finally:
-            connection.terminate()
+            await self._cancel(list(self._running))
 
-    async def _reconcile(self) -> None:
+    async def reconcile(self) -> None:
+        """Look once: begin what is to be done and give up what is not any more. Raises DEPENDENCY_UNAVAILABLE."""
         async with self._database.transaction() as connection:
             deployments = await DeploymentReader(connection).all_with_deleted()
-        served = {deployment.name for deployment in deployments if not deployment.deleted}
-        for deployment in deployments:
-            if deployment.deleted:
-                await self._remove(deployment, unload=deployment.name not in served)
-            else:
-                await self._ensure(deployment)
+        self._remember_only(deployments)
+        if not await self._triton.live():
+            await self._say_all(deployments, "waits for Triton, which does not answer")
+            return
+        names = {row.name for row in deployments if not row.deleted} - self._running.keys()
+        served = await self._served(names)
+        running = {name: action for name, (action, _) in self._running.items()}
+        decided = plan(deployments, served, running, (self._refused, self._away), self._clock())
+        await self._cancel(decided.cancel)
+        for action in decided.start:
+            name = action.deployment.name
+            task = asyncio.create_task(self._act(name, action), name=f"reconcile {name}")
+            self._running[name] = (action, task)
+            task.add_done_callback(partial(self._ended, name))
 
-    async def _remove(self, deployment: Deployment, *, unload: bool) -> None:
-        if unload:
+    def _remember_only(self, deployments: Iterable["Deployment"]) -> None:
+        keys = set()
+        for row in deployments:
+            keys.add(key_of(row, row.version))
+            if row.incoming is not None:
+                keys.add(key_of(row, row.incoming.version))
+        self._refused.keep(keys)
+        self._away.keep(keys)
+
+    async def _served(self, names: Iterable[str]) -> dict[str, Served | None]:
+        """What Triton serves under each name of which it can say."""
+        slots = asyncio.Semaphore(QUESTIONS)
+
+        async def ask(name: str) -> Served | None:
+            async with slots:
+                return await self._triton.served(name)
+
+        asked = list(names)
+        answers = await asyncio.gather(*map(ask, asked), return_exceptions=True)
+        if failures := [answer for answer in answers if isinstance(answer, BaseException)]:
+            log.warning("triton_cannot_say", deployments=len(failures), first=str(failures[0])[:300])
+        return {name: said for name, said in zip(asked, answers, strict=True) if not isinstance(said, BaseException)}
+
+    async def _cancel(self, names: Iterable[str]) -> None:
+        tasks = [self._running[name][1] for name in names if name in self._running]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _act(self, name: str, action: Action) -> None:
+        try:
+            match action:
+                case Load():
+                    await self._load(action.deployment, action.version)
+                case Confirm():
+                    await self._confirm(action.deployment, action.version)
+                case Unload():
+                    await self._unload(action.deployment, from_triton=action.from_triton)
+        except InferplaneError as error:
+            # The database is away: what was done in Triton is found again.
+            log.warning("reconciler_waits", deployment=name, error=str(error))
+        except Exception:
+            log.exception("reconciler_action_failed", deployment=name)
+        else:
+            self._wake.set()
+
+    def _ended(self, name: str, _task: "asyncio.Task[None]") -> None:
+        del self._running[name]
+
+    async def _load(self, deployment: "Deployment", version: "VersionInfo") -> None:
+        key = key_of(deployment, version)
+        log.info("deployment_loading", deployment=deployment.name, digest=version.digest)
+        try:
+            await self._loader.load(deployment.name, version)
+        except AwayError as away:
+            # Not the deployment's fault: its state stays.
+            delay = self._away.failed(key, self._clock())
+            log.warning("deployment_waits", deployment=deployment.name, reason=str(away), retry_after=delay)
+            await self._say(deployment, f"waits: {away}")
+        except LoadRefusedError as refusal:
+            # A Triton that takes no models is restarted in another mode, and tried without any bytes until then.
+            retries = self._away if isinstance(refusal, NotControlledError) else self._refused
+            delay = retries.failed(key, self._clock())
+            log.warning("deployment_load_failed", deployment=deployment.name, why=str(refusal), retry_after=delay)
+            await self._refuse(deployment, version, str(refusal))
+        else:
+            self._away.succeeded(key)
+            self._refused.succeeded(key)
+            await self._confirm(deployment, version)
+
+    async def _unload(self, deployment: "Deployment", *, from_triton: bool) -> None:
+        if from_triton:
             try:
-                await self._loader.unload(deployment.name, timeout=LOAD_TIMEOUT)
-            except grpc.aio.AioRpcError as error:
-                log.warning("unload_failed", deployment=deployment.name, code=error.code().name)
+                await self._loader.unload(deployment.name)
+            except (AwayError, LoadRefusedError) as error:
+                self._away.failed(key_of(deployment, deployment.version), self._clock())
+                log.warning("unload_failed", deployment=deployment.name, error=str(error))
                 return
         async with self._database.transaction() as connection:
             await DeploymentReader(connection).delete(deployment.id)
             await connection.commit()
 
-    async def _ensure(self, deployment: Deployment) -> None:
-        try:
-            await self._bring_up(deployment)
-        except _AwayError as error:
-            # Not the deployment's fault: its state stays, and the next pass tries again.
-            log.warning("deployment_waits", deployment=deployment.name, reason=str(error))
-
-    async def _bring_up(self, deployment: Deployment) -> None:
-        if await self._serves(deployment):
-            if deployment.state != "READY":
-                await self._set_state(deployment, "READY", "")
-            return
-        if time.monotonic() - self._failed_at.get(deployment.id, float("-inf")) < RETRY_FAILED:
-            return
-        problem = await self._load(deployment)
-        if problem is None:
-            self._failed_at.pop(deployment.id, None)
+    async def _confirm(self, deployment: "Deployment", version: "VersionInfo") -> None:
+        """What Triton serves is what was wanted: the deployment's own version or the one that replaces it."""
+        if version == deployment.version:
             await self._set_state(deployment, "READY", "")
-        else:
-            self._failed_at[deployment.id] = time.monotonic()
+            return
+        async with self._units_of_work(ACTOR) as unit:
+            store = DeploymentRepository(unit)
+            if await store.promote(deployment.name, version):
+                store.record("deployment.replaced", f"deployments/{deployment.name}", digest=version.digest)
+                await unit.commit()
+
+    async def _refuse(self, deployment: "Deployment", version: "VersionInfo", problem: str) -> None:
+        if version == deployment.version:
             await self._set_state(deployment, "FAILED", problem)
+            return
+        if deployment.incoming is None or deployment.incoming.problem == problem:
+            return
+        async with self._units_of_work(ACTOR) as unit:
+            store = DeploymentRepository(unit)
+            if await store.set_problem(deployment.id, version, problem):
+                store.record("deployment.replacement_failed", f"deployments/{deployment.name}", digest=version.digest)
+                await unit.commit()
 
-    async def _serves(self, deployment: Deployment) -> bool:
-        version = deployment.version
-        try:
-            digest = await self._triton.model_parameter(deployment.name, DIGEST_PARAMETER)
-        except grpc.aio.AioRpcError as error:
-            raise _AwayError("Triton does not answer") from error
-        return digest == version.digest and await self._triton.model_ready(deployment.name, version.version)
-
-    async def _load(self, deployment: Deployment) -> str | None:
-        """Load; None, or for people why it failed."""
-        version = deployment.version
-        log.info("deployment_loading", deployment=deployment.name, digest=version.digest)
-        try:
-            content = await self._source.read(version)
-            await self._loader.load(
-                deployment.name,
-                version.version,
-                version.signature,
-                content,
-                digest=version.digest,
-                timeout=LOAD_TIMEOUT,
-            )
-        except InferplaneError as error:
-            if error.reason == ErrorReason.ERROR_REASON_DEPENDENCY_UNAVAILABLE:
-                raise _AwayError("the artifact service does not answer") from error
-            log.warning("deployment_bytes_unreadable", deployment=deployment.name, error=str(error))
-            return f"the model's bytes could not be read: {CATALOG[error.reason][1]}"
-        except grpc.aio.AioRpcError as error:
-            log.warning("deployment_load_failed", deployment=deployment.name, details=(error.details() or "")[:500])
-            if error.code() is grpc.StatusCode.UNAVAILABLE:
-                raise _AwayError("Triton went away during the load") from error
-            return "Triton could not load the model; its log says why"
-        return None
-
-    async def _set_state(self, deployment: Deployment, state: State, message: str) -> None:
+    async def _set_state(self, deployment: "Deployment", state: "State", message: str) -> None:
         if (state, message) == (deployment.state, deployment.state_message):
             return
         async with self._units_of_work(ACTOR) as unit:
             store = DeploymentRepository(unit)
-            if await store.set_state(deployment.id, state, message):
+            if await store.set_state(deployment.id, deployment.version, state, message):
                 action = f"deployment.{state.lower()}"
                 store.record(action, f"deployments/{deployment.name}", digest=deployment.version.digest)
                 await unit.commit()
+
+    async def _say_all(self, deployments: Iterable["Deployment"], message: str) -> None:
+        for deployment in deployments:
+            await self._say(deployment, message)
+
+    async def _say(self, deployment: "Deployment", message: str) -> None:
+        """Tell people what a deployment waits for. No audit event: nothing was done."""
+        if deployment.deleted or deployment.state != "LOADING" or deployment.state_message == message:
+            return
+        async with self._database.transaction() as connection:
+            await DeploymentReader(connection).say(deployment.id, message)
+            await connection.commit()

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
+from typing import Any
 
 from google.protobuf.message import Message
 
@@ -17,6 +18,9 @@ from inferplane.server.rpc.call import Call
 from inferplane.server.rpc.pipeline import Interceptor
 
 __all__ = ["authorization"]
+
+MAX_NAMES = 64
+"""Names of one message that are looked up: a small message can hold a million."""
 
 
 def authorization(admission: Admission) -> Interceptor:
@@ -72,19 +76,36 @@ class _FieldsCheck:
         self._principal = principal
         self._rule = rule
         self._admission = admission
-        self._seen: dict[str, str] = {}
+        self._seen: dict[str, list[str]] = {}
 
     def __call__(self, message: Message) -> None:
         for path in self._rule.fields.paths:
-            value = getattr(message, path) or self._seen.get(path, "")
-            try:
-                name = subject_of(value)
-            except ValueError as error:
-                raise invalid_field(path, str(error)) from None
-            self._admission.authorize(self._principal, self._rule.permission, name)
-            self._seen[path] = value
+            values = values_at(message, path)
+            if len(values) > MAX_NAMES:
+                raise invalid_field(path, f"must be at most {MAX_NAMES}")
+            if not any(values):
+                values = self._seen.get(path, [""])
+            for value in values:
+                try:
+                    name = subject_of(value)
+                except ValueError as error:
+                    raise invalid_field(path, str(error)) from None
+                self._admission.authorize(self._principal, self._rule.permission, name)
+            self._seen[path] = values
 
     def again(self) -> None:
         """Raises PERMISSION_DENIED where what was named so far is not allowed any more."""
-        for value in self._seen.values():
+        for value in (value for values in self._seen.values() for value in values):
             self._admission.authorize(self._principal, self._rule.permission, subject_of(value))
+
+
+def values_at(message: Message, path: str) -> list[str]:
+    """The values of a field path such as `deployment.targets.model_version`: of every element, where one is a list."""
+    found: list[Any] = [message]
+    for step in path.split("."):
+        found = [value for item in found for value in _each(getattr(item, step))]
+    return found
+
+
+def _each(value: Any) -> list[Any]:
+    return [value] if isinstance(value, str | Message) else list(value)

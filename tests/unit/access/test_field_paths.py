@@ -1,0 +1,50 @@
+"""The values that an access rule's field path leads to."""
+
+from typing import Any
+
+import pytest
+
+from inferplane.common.v1.access_pb2 import Permission, PermissionRule
+from inferplane.inference.v1.deployment_pb2 import Deployment, Target
+from inferplane.inference.v1.deployment_service_pb2 import UpdateDeploymentRequest
+from inferplane.server.access.admission import Admission
+from inferplane.server.access.principal import Principal
+from inferplane.server.access.snapshot import GrantRow, compile_snapshot
+from inferplane.server.errors import InferplaneError
+from inferplane.server.rpc.interceptors.authorization import _FieldsCheck, values_at
+
+ALICE = Principal("users/alice")
+PATH = "deployment.targets.model_version"
+REQUEST = UpdateDeploymentRequest(
+    deployment=Deployment(name="deployments/m", targets=[Target(model_version="a"), Target(model_version="b")])
+)
+
+
+@pytest.mark.parametrize(
+    ("request_", "path", "values"),
+    [
+        (REQUEST, "idempotency_key", [""]),
+        (REQUEST, "deployment.name", ["deployments/m"]),
+        (REQUEST, "deployment.targets.model_version", ["a", "b"]),
+        (UpdateDeploymentRequest(), "deployment.name", [""]),
+        (UpdateDeploymentRequest(), "deployment.targets.model_version", []),
+    ],
+)
+def test_a_path_leads_through_messages_and_to_every_element_of_a_list(
+    request_: UpdateDeploymentRequest, path: str, values: list[str]
+) -> None:
+    assert values_at(request_, path) == values
+
+
+def test_a_message_that_names_thousands_is_refused_before_they_are_looked_up() -> None:
+    rule = PermissionRule(
+        permission=Permission.PERMISSION_DEPLOYMENTS_WRITE, fields=PermissionRule.Fields(paths=[PATH])
+    )
+    snapshot = compile_snapshot(1, [GrantRow(ALICE.subject, "deployer", "*")], [])
+    unused: Any = None
+    check = _FieldsCheck(ALICE, rule, Admission(unused, lambda: snapshot))
+    check(REQUEST)
+    many = [Target(model_version=f"models/m/versions/{number}") for number in range(1, 5000)]
+    with pytest.raises(InferplaneError) as refused:
+        check(UpdateDeploymentRequest(deployment=Deployment(targets=many)))
+    assert refused.value.violations == ((PATH, "must be at most 64"),)
