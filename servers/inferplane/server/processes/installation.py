@@ -6,7 +6,7 @@ import os
 import secrets
 import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +18,7 @@ from pydantic import SecretStr
 from inferplane.server.embedded.postgres import EmbeddedPostgres
 from inferplane.server.embedded.triton import EmbeddedTriton
 from inferplane.server.files import write_private
+from inferplane.server.processes.parts import KeptPart
 from inferplane.server.processes.ports import ReservedPort
 from inferplane.server.processes.protocol import Job
 from inferplane.server.processes.supervisor import Supervisor, WorkerStartError
@@ -28,7 +29,6 @@ __all__ = ["Mesh", "stop_requested"]
 log = structlog.get_logger()
 
 ADMIN = "admin"
-RESTART_DELAY = 0.5
 SESSIONS_OUTSIDE_POOL = 2
 MAX_LOG_SIZE = 16 << 20
 STOP_ORDER = (ServiceName.INFERENCE, ServiceName.ARTIFACT, ServiceName.REPORTING, ServiceName.AUTH)
@@ -51,6 +51,7 @@ class Mesh:
     supervisors: dict[ServiceName, Supervisor] = field(default_factory=dict)
     postgres: EmbeddedPostgres | None = None
     triton: EmbeddedTriton | None = None
+    parts: dict[str, KeptPart] = field(default_factory=dict)
     admin_password_file: Path | None = None
     log_file: Path | None = None
 
@@ -72,7 +73,7 @@ class Mesh:
             self.postgres = EmbeddedPostgres(data_dir / "postgres", settings=connections)
             await self.postgres.start()
             stack.push_async_callback(self.postgres.stop)
-            keep(stack, "postgres", self.postgres.wait, self.postgres.start)
+            self._keep(stack, "postgres", self.postgres.wait, self.postgres.start)
             self._update(database_url=SecretStr(self.postgres.owner_url))
         self.admin_password_file = data_dir / "admin.password"
         await prepare(self.settings, await asyncio.to_thread(_password, self.admin_password_file))
@@ -86,7 +87,7 @@ class Mesh:
         await triton.start(port=port or None)
         stack.push_async_callback(triton.stop)
         bound = int(triton.endpoint.rpartition(":")[2])
-        keep(stack, "triton", triton.wait, lambda: triton.start(port=bound))
+        self._keep(stack, "triton", triton.wait, lambda: triton.start(port=bound))
         name, value = triton.header
         self._update(triton_endpoint=triton.endpoint, triton_header_name=name, triton_header_value=SecretStr(value))
 
@@ -144,8 +145,18 @@ class Mesh:
             },
             "admin": {"username": ADMIN, "password_file": str(self.admin_password_file)},
             "triton_header_file": str(self.settings.data_dir.resolve() / "triton" / "header") if self.triton else None,
+            "restarts": {
+                **{name: worker.restarts for name, worker in workers.items()},
+                **{name: part.restarts for name, part in self.parts.items()},
+            },
             "pids": {"up": os.getpid(), **pids, **{name: part.pid for name, part in embedded.items() if part}},
         }
+
+    def _keep(
+        self, stack: AsyncExitStack, name: str, wait: Callable[[], Awaitable[int]], start: Callable[[], Awaitable[None]]
+    ) -> None:
+        self.parts[name] = KeptPart(name, wait, start)
+        self.parts[name].keep(stack)
 
     def _port(self, service: ServiceName) -> int:
         return self.settings.base_port and self.settings.base_port + list(ServiceName).index(service)
@@ -178,30 +189,6 @@ def _password(path: Path) -> str:
     if not path.exists():
         write_private(path, secrets.token_urlsafe(24).encode() + b"\n")
     return path.read_text().strip()
-
-
-def keep(stack: AsyncExitStack, name: str, wait: Any, start: Any) -> None:
-    """Start a part again whenever it ends, until the stack is unwound."""
-
-    async def watch() -> None:
-        while True:
-            status = await wait()
-            log.error("part_ended", part=name, exit_status=status)
-            while True:
-                try:
-                    await start()
-                    break
-                except Exception:
-                    log.exception("part_not_started", part=name)
-                    await asyncio.sleep(RESTART_DELAY)
-
-    task = asyncio.create_task(watch())
-
-    async def end() -> None:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-    stack.push_async_callback(end)
 
 
 def write_ready_file(path: Path, ready: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ from dataclasses import asdict
 
 import structlog
 import uvloop
+from prometheus_client import Counter
 
 from inferplane.server.bootstrap import run_service
 from inferplane.server.logging import configure_logging
@@ -41,6 +42,8 @@ async def work(job: Job, reader: asyncio.StreamReader, writer: asyncio.StreamWri
     addresses = (address(settings.listen, job.port), address(settings.listen, 0))
     async with run_service(service, settings, *addresses) as running:
         health = running.server.health
+        restarts = Counter("inferplane_worker_restarts", "Starts after the first.", registry=running.registry)
+        restarts.inc(job.restarts)
         with metrics_endpoint(
             settings.listen, job.metrics_port, running.registry, lambda: bool(health.serving(""))
         ) as metrics_port:
