@@ -4,13 +4,14 @@ import json
 import os
 import resource
 import signal
+import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
-from tests.support.up import SERVING, Up, running_up, wait_for
+from tests.support.up import COMMAND, SERVING, Up, running_up, wait_for
 
 NO_MORE = 4
 """Every descriptor up to this one is in use, so that a process with this limit can open nothing."""
@@ -77,3 +78,33 @@ def test_a_ready_file_that_cannot_be_written_is_written_later(own_up: Up, tmp_pa
     assert up.process.poll() is None
     wait_for(lambda: replaced(up, {"auth": before}), 30)
     wait_for(lambda: up.status("auth", "") == SERVING, 30)
+
+
+@pytest.mark.parametrize("how", ["full", "closed", "unread"])
+def test_up_starts_and_stops_though_nobody_can_be_told(tmp_path: Path, how: str) -> None:
+    reader, writer = os.pipe()
+    if how == "unread":
+        os.set_blocking(writer, False)
+        with suppress(BlockingIOError):
+            while True:
+                os.write(writer, b"x" * 4096)
+        os.set_blocking(writer, True)
+    elif how == "closed":
+        os.close(reader)
+    else:
+        os.close(writer)
+        writer = os.open("/dev/full", os.O_WRONLY)
+    ready_file = tmp_path / "ready.json"
+    arguments: list[str | Path] = ["--base-port", "0", "--data-dir", tmp_path / "data", "--ready-file", ready_file]
+    process = subprocess.Popen([COMMAND, "up", *arguments], stderr=writer)
+    try:
+        wait_for(lambda: ready_file.exists() or process.poll() is not None, 60)
+        assert process.poll() is None
+        process.terminate()
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(writer)
+        if how != "closed":
+            os.close(reader)

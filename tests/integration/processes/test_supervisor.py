@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import os
+import re
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
@@ -131,6 +132,17 @@ async def test_a_worker_tells_how_often_it_was_started_again(settings: Settings,
         os.kill(pids(supervisor)[0], signal.SIGKILL)
         await until(lambda: worker.restarts == 1 and worker.ready is not None, timeout=30)
         assert "inferplane_worker_restarts_total 1.0" in await scraped(worker.ready.metrics_port)
+
+
+async def test_calls_are_answered_while_the_log_cannot_be_written(settings: Settings) -> None:
+    talkative = settings.model_copy(update={"log_level": "info"})
+    async with supervised(talkative, 1, Path("/dev/full")) as (supervisor, shared):
+        assert all([await answers(shared) for _ in range(5)])
+        (worker,) = supervisor.workers
+        assert worker.ready is not None
+        metrics = await scraped(worker.ready.metrics_port)
+    (lost,) = re.findall(r"^inferplane_log_lines_lost_total (\S+)$", metrics, re.MULTILINE)
+    assert float(lost) >= 5
 
 
 async def test_a_worker_that_cannot_start_says_why_and_where_to_read_more(settings: Settings, tmp_path: Path) -> None:

@@ -10,10 +10,10 @@ from typing import Annotated, Any
 import structlog
 import typer
 import uvloop
-from rich.console import Console
 from rich.table import Table
 
 from inferplane.server.commands.failures import reported
+from inferplane.server.commands.terminal import say
 from inferplane.server.logging import configure_logging
 from inferplane.server.processes.installation import Mesh, stop_requested, write_ready_file
 from inferplane.server.settings import ServiceName, Settings
@@ -25,7 +25,6 @@ log = structlog.get_logger()
 
 READY_TIMEOUT = 60.0
 READY_FILE_INTERVAL = 0.5
-console = Console(stderr=True)
 
 
 def up(
@@ -66,11 +65,11 @@ async def run(settings: Settings, ready_file: Path | None) -> None:
             await asyncio.gather(starting, return_exceptions=True)
             return
         await starting
-        console.print(endpoint_table(mesh, time.monotonic() - began))
+        say(endpoint_table(mesh, time.monotonic() - began))
         if ready_file is not None:
             stack.callback(_remove, ready_file)
         await keep_ready_file(mesh, ready_file, stopped)
-        console.print("Stopping …")
+        say("Stopping …")
 
 
 async def keep_ready_file(mesh: Mesh, ready_file: Path | None, stopped: "asyncio.Task[bool]") -> None:
