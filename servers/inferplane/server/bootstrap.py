@@ -121,7 +121,7 @@ def _core(service: ServiceName, settings: Settings, policy: PolicySource, stack:
         registry=registry,
         server=RpcServer(settings, guards, max_message_size=message_size),
         stack=stack,
-        tasks=Tasks(),
+        tasks=Tasks(registry),
     )
 
 
