@@ -30,6 +30,7 @@ log = structlog.get_logger()
 
 ADMIN = "admin"
 SESSIONS_OUTSIDE_POOL = 2
+LINGER_BEYOND_DEADLINE = 10.0
 MAX_LOG_SIZE = 16 << 20
 STOP_ORDER = (ServiceName.INFERENCE, ServiceName.ARTIFACT, ServiceName.REPORTING, ServiceName.AUTH)
 """Inference first: its last prediction records still find the reporting service."""
@@ -82,7 +83,9 @@ class Mesh:
         """Start the embedded Triton unless there is an endpoint; it is started again if it ends."""
         if self.settings.triton_endpoint is not None:
             return
-        triton = self.triton = EmbeddedTriton(self.settings.data_dir.resolve() / "triton")
+        # A model that was replaced still answers the calls that it has.
+        linger = self.settings.unary_deadline + LINGER_BEYOND_DEADLINE
+        triton = self.triton = EmbeddedTriton(self.settings.data_dir.resolve() / "triton", linger=linger)
         port = self.settings.beside(self.settings.triton_port, TRITON_PORT)
         await triton.start(port=port or None)
         stack.push_async_callback(triton.stop)

@@ -4,6 +4,7 @@ Triton imports this file as `model.py` from a version's folder, beside `model.on
 Triton's, so it imports nothing of Inferplane.
 """
 
+import json
 import os
 import sys
 import threading
@@ -32,7 +33,7 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         """Load the model. `args` are Triton's: `model_repository` is a path, `model_version` a number."""
         repository = Path(args["model_repository"])
-        _record(repository, "loading")
+        _record(args, loaded=False)
         self._name = args["model_name"]
         self._failures = 0
         self._session = ort.InferenceSession(
@@ -43,7 +44,7 @@ class TritonPythonModel:
         self._inputs = {spec.name: spec for spec in self._session.get_inputs()}
         self._outputs = [spec.name for spec in self._session.get_outputs()]
         self._callers = _Callers()
-        _record(repository, "loaded")
+        _record(args, loaded=True)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer every request by itself, so that a bad one does not fail its neighbours."""
@@ -143,11 +144,13 @@ def _session_options() -> Any:
     return options
 
 
-def _record(repository: Path, state: str) -> None:
-    """Tell the owner of an embedded Triton how far the model in this folder is."""
+def _record(args: dict[str, str], *, loaded: bool) -> None:
+    """Tell the owner of an embedded Triton which process runs the model, and whether it is loaded."""
     records = os.environ.get("INFERPLANE_TRITON_FOLDERS")
     if records:
-        (Path(records) / repository.name).write_text(state)
+        told = {"pid": os.getpid(), "name": args["model_name"], "version": args["model_version"]}
+        told["since"] = time.monotonic_ns() if loaded else 0
+        (Path(records) / Path(args["model_repository"]).name).write_text(json.dumps(told))
 
 
 def _decode(name: str, values: Any) -> Any:
