@@ -23,6 +23,7 @@ from inferplane.server.embedded.triton import EmbeddedTriton
 from inferplane.server.inference.reconcile.loader import TritonModels
 from tests.support.mesh import until
 from tests.support.onnx_models import ELEMENT_TYPES, counting, identity, many_outputs, model, tensor
+from tests.support.processes import computes
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -104,11 +105,6 @@ def assert_identical(served: Array, expected: Array) -> None:
     assert served.shape == expected.shape
 
 
-def busy(process: psutil.Process) -> bool:
-    """Whether it takes more than half a processor."""
-    return process.cpu_percent(interval=0.3) > 50
-
-
 def adder() -> onnx.ModelProto:
     """y = a + b in FP32 [N], z = a twice in a row, label = a constant STRING."""
     label = onnx.numpy_helper.from_array(np.array(["ja", "nein"], dtype=object), "hello")
@@ -176,11 +172,11 @@ async def test_a_run_whose_caller_has_left_ends(serving: Serving) -> None:
     await serving.load("endless", counting(1 << 60))
     (stub,) = (stub for stub in psutil.Process(serving.server.pid).children() if stub.pid not in before)
     call = asyncio.create_task(serving.infer("endless", {"x": A}))
-    await until(lambda: busy(stub))
+    await until(lambda: computes(stub), timeout=60)
     call.cancel()
-    await until(lambda: not busy(stub))
+    await until(lambda: not computes(stub), timeout=60)
     await serving.models.unload("endless")
-    await until(lambda: not stub.is_running())
+    await until(lambda: not stub.is_running(), timeout=60)
 
 
 async def test_a_run_that_lasts_is_left_alone_while_its_caller_waits(serving: Serving) -> None:

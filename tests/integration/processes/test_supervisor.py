@@ -15,6 +15,7 @@ import pytest
 
 from inferplane.auth.v1 import auth_service_pb2 as pb
 from inferplane.auth.v1.auth_service_pb2_grpc import AuthServiceStub
+from inferplane.server.log_files import LogFile
 from inferplane.server.processes import supervisor as supervision
 from inferplane.server.processes.ports import PortInUseError, ReservedPort
 from inferplane.server.processes.protocol import Job
@@ -28,7 +29,7 @@ from tests.support.mesh import until
 async def supervised(settings: Settings, workers: int, log: Path) -> AsyncIterator[tuple[Supervisor, str]]:
     with closing(ReservedPort("127.0.0.1", 0)) as reserved:
         jobs = [Job("auth", settings.to_worker(), reserved.port, 0) for _ in range(workers)]
-        supervisor = Supervisor(jobs, settings.drain_grace, log)
+        supervisor = Supervisor(jobs, settings.drain_grace, LogFile(log, 1 << 20))
         await supervisor.start()
         try:
             yield supervisor, f"127.0.0.1:{reserved.port}"

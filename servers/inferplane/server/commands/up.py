@@ -55,8 +55,8 @@ async def run(settings: Settings, ready_file: Path | None) -> None:
     stop = stop_requested()
     began = time.monotonic()
     mesh = Mesh(settings)
-    mesh.open_data_dir()
     async with AsyncExitStack() as stack:
+        mesh.open_data_dir(stack)
         starting = asyncio.create_task(start(mesh, stack))
         stopped = asyncio.create_task(stop.wait())
         await asyncio.wait({starting, stopped}, return_when=asyncio.FIRST_COMPLETED)
@@ -123,7 +123,7 @@ def endpoint_table(mesh: Mesh, seconds: float) -> Table:
     admin = ready["admin"]
     table.caption = (
         f"log in:  inferplane login --username {admin['username']} --password-file {admin['password_file']}\n"
-        f"logs:    {mesh.log_file}\nCtrl-C stops everything."
+        f"logs:    {mesh.log.path if mesh.log else ''}\nCtrl-C stops everything."
     )
     table.caption_justify = "left"
     return table

@@ -20,6 +20,7 @@ from inferplane.server.embedded.triton_calls import TritonCalls
 from inferplane.server.embedded.triton_watch import TritonWatch
 from inferplane.server.embedded.triton_wheel import EmbeddedTritonError, TritonWheel, find_wheel
 from inferplane.server.files import write_private
+from inferplane.server.log_files import LogFile
 
 __all__ = ["EmbeddedTriton", "EmbeddedTritonError"]
 
@@ -30,6 +31,7 @@ _PROTOCOLS = "health,metadata,inference,shared-memory,model-config,model-reposit
 _START_SECONDS = 60.0
 _EXIT_SECONDS = 5
 _PORT_ATTEMPTS = 5
+_LOG_BYTES = 4 << 20
 _LOG_TAIL_BYTES = 4096
 _MODEL_FOLDER = re.compile(r"folder[A-Za-z0-9]{6}")
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where POSIX shared memory lives on Linux
@@ -62,6 +64,7 @@ class EmbeddedTriton:
         self._data_dir = data_dir.resolve()
         self._run_dir = self._data_dir / "run"
         self._linger = linger
+        self.log = LogFile(self._data_dir / "server.log", _LOG_BYTES)
         digest = hashlib.sha256(os.fsencode(self._data_dir)).hexdigest()
         self._shm_prefix = f"inferplane_{digest[:16]}_"
         self._isolated: tuple[str, ...] = ()
@@ -164,10 +167,7 @@ class EmbeddedTriton:
             wheel.stub,
         ):
             (backend / part.name).symlink_to(part)
-        log = self._data_dir / "server.log"
-        with contextlib.suppress(FileNotFoundError):
-            log.replace(log.with_name("server.log.1"))
-        write_private(log, b"")
+        self.log.put_away()
 
     async def _isolate(self, wheel: TritonWheel) -> None:
         needed = (Path(sys.prefix), Path(sys.base_prefix), wheel.packages, self._data_dir)
@@ -212,8 +212,7 @@ class EmbeddedTriton:
             self._secret = secrets.token_hex(32)
         self._identity = f"inferplane-{secrets.token_hex(8)}"
         write_private(self._data_dir / "header", ": ".join(self.header).encode() + b"\n")
-        log = self._data_dir / "server.log"
-        with log.open("wb") as output:
+        with os.fdopen(self.log.open(), "ab") as output:
             self._process = await asyncio.create_subprocess_exec(
                 *self._isolated,
                 *dying_with_parent(signal.SIGKILL),
@@ -227,7 +226,7 @@ class EmbeddedTriton:
                 start_new_session=True,
             )
         self._exit = asyncio.create_task(self._reap(self._process))
-        await self._until_ready(self._exit, log)
+        await self._until_ready(self._exit, self._data_dir / "server.log")
 
     def _arguments(self) -> tuple[str, ...]:
         # Relative paths, because Triton starts the stub by an unquoted line of bash.

@@ -18,6 +18,7 @@ from pydantic import SecretStr
 from inferplane.server.embedded.postgres import EmbeddedPostgres
 from inferplane.server.embedded.triton import EmbeddedTriton
 from inferplane.server.files import write_private
+from inferplane.server.log_files import LogFile
 from inferplane.server.processes.parts import KeptPart
 from inferplane.server.processes.ports import ReservedPort
 from inferplane.server.processes.protocol import Job
@@ -32,6 +33,8 @@ ADMIN = "admin"
 SESSIONS_OUTSIDE_POOL = 2
 LINGER_BEYOND_DEADLINE = 10.0
 MAX_LOG_SIZE = 16 << 20
+LOG_INTERVAL = 1.0
+LOG_PAUSE = 60.0
 STOP_ORDER = (ServiceName.INFERENCE, ServiceName.ARTIFACT, ServiceName.REPORTING, ServiceName.AUTH)
 """Inference first: its last prediction records still find the reporting service."""
 
@@ -54,17 +57,22 @@ class Mesh:
     triton: EmbeddedTriton | None = None
     parts: dict[str, KeptPart] = field(default_factory=dict)
     admin_password_file: Path | None = None
-    log_file: Path | None = None
+    log: LogFile | None = None
 
-    def open_data_dir(self) -> None:
-        """Make the data directory, and keep the services' logs there; an earlier run's are kept up to 16 MiB."""
+    def open_data_dir(self, stack: AsyncExitStack) -> None:
+        """Make the data directory, and keep the services' logs there; until the stack is unwound logs stay bounded."""
         data_dir = self.settings.data_dir.resolve()
         data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         folder = data_dir / "logs"
         folder.mkdir(exist_ok=True, mode=0o700)
-        self.log_file = folder / "services.log"
-        if self.log_file.exists() and self.log_file.stat().st_size > MAX_LOG_SIZE:
-            self.log_file.replace(folder / "services.log.1")
+        self.log = LogFile(folder / "services.log", MAX_LOG_SIZE)
+        bounding = asyncio.create_task(self._bound_logs())
+
+        async def end() -> None:
+            bounding.cancel()
+            await asyncio.gather(bounding, return_exceptions=True)
+
+        stack.push_async_callback(end)
 
     async def start_database(self, stack: AsyncExitStack) -> None:
         """Start the embedded PostgreSQL unless there is a URL, migrate, and make keys and an administrator."""
@@ -107,7 +115,7 @@ class Mesh:
                 Job(service.value, settings, reserved.port, self._metrics_port(service, worker))
                 for worker in range(self.settings.workers)
             ]
-            self.supervisors[service] = Supervisor(jobs, self.settings.drain_grace, self.log_file)
+            self.supervisors[service] = Supervisor(jobs, self.settings.drain_grace, self.log)
         stack.push_async_callback(self.stop_services)
         await asyncio.gather(*(supervisor.start() for supervisor in self.supervisors.values()))
 
@@ -117,7 +125,7 @@ class Mesh:
             async with asyncio.timeout(timeout):
                 await asyncio.gather(*(supervisor.until_serving() for supervisor in self.supervisors.values()))
         except TimeoutError:
-            where = self.log_file or "the log above"
+            where = self.log.path if self.log else "the log above"
             raise WorkerStartError(f"not all services serve after {timeout:.0f} s; {where} says why") from None
 
     async def stop_services(self) -> None:
@@ -160,6 +168,18 @@ class Mesh:
     ) -> None:
         self.parts[name] = KeptPart(name, wait, start)
         self.parts[name].keep(stack)
+
+    async def _bound_logs(self) -> None:
+        while True:
+            written = [part.log for part in (self, self.postgres, self.triton) if part and part.log]
+            try:
+                for file in written:
+                    await asyncio.to_thread(file.bound)
+            except Exception:
+                # Such as a full disk, on which the log does not grow either.
+                log.exception("log_not_bounded")
+                await asyncio.sleep(LOG_PAUSE)
+            await asyncio.sleep(LOG_INTERVAL)
 
     def _port(self, service: ServiceName) -> int:
         return self.settings.base_port and self.settings.base_port + list(ServiceName).index(service)

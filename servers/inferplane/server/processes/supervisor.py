@@ -9,12 +9,11 @@ import socket
 import sys
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import BinaryIO
 
 import structlog
 
 from inferplane.server.backoff import Backoff
+from inferplane.server.log_files import LogFile
 from inferplane.server.processes.protocol import Failed, Heartbeat, Job, Ready
 
 __all__ = ["Supervisor", "Worker", "WorkerStartError"]
@@ -33,11 +32,6 @@ class WorkerStartError(Exception):
     """A worker did not become ready; its log says why."""
 
 
-def _appended(path: Path) -> BinaryIO:
-    # 0600: logs name callers and models.
-    return open(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "ab")  # noqa: PTH123
-
-
 @dataclass(slots=True)
 class Worker:
     """A worker as the supervisor sees it. `ready` is None while it starts; `serving` is its last heartbeat's."""
@@ -51,11 +45,11 @@ class Worker:
 
 
 class Supervisor:
-    """Runs workers until stopped. Their logs go to `log_file`, or with None to standard error."""
+    """Runs workers until stopped. Their logs go to `log`, or with None to standard error."""
 
-    def __init__(self, jobs: list[Job], drain_grace: float, log_file: Path | None = None) -> None:
+    def __init__(self, jobs: list[Job], drain_grace: float, log: LogFile | None = None) -> None:
         self.workers = [Worker(job) for job in jobs]
-        self._log_file = log_file
+        self._log = log
         self._drain_grace = drain_grace
         self._stop = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -117,7 +111,7 @@ class Supervisor:
                 await asyncio.wait_for(self._stop.wait(), backoff.pause())
 
     def _where(self) -> str:
-        return str(self._log_file) if self._log_file else "the log above"
+        return str(self._log.path) if self._log else "the log above"
 
     async def _run_once(self, worker: Worker) -> None:
         worker.process = None
@@ -140,7 +134,7 @@ class Supervisor:
 
     async def _spawn(self, control: socket.socket) -> asyncio.subprocess.Process:
         with ExitStack() as stack:
-            log_file = stack.enter_context(_appended(self._log_file)) if self._log_file else None
+            log_file = stack.enter_context(os.fdopen(self._log.open(), "ab")) if self._log else None
             return await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
