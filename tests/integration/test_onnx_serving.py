@@ -1,3 +1,4 @@
+import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
@@ -18,7 +19,9 @@ from tritonclient.utils import (
 
 from inferplane.server.artifact.onnx_inspection import inspect_onnx
 from inferplane.server.embedded.triton import EmbeddedTriton
-from tests.support.onnx_models import ELEMENT_TYPES, identity, model, tensor
+from tests.support.mesh import until
+from tests.support.onnx_models import ELEMENT_TYPES, counting, identity, many_outputs, model, tensor
+from tests.support.processes import computes
 from tests.support.triton import load_model
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -143,6 +146,42 @@ async def test_only_requested_outputs_come(serving: Serving) -> None:
     served = await serving.infer("requested", {"a": A, "b": B}, outputs=["z"])
     assert set(served) == {"z"}
     assert_identical(served["z"], np.concatenate([A, A]))
+
+
+@pytest.mark.parametrize("start", range(4))
+@pytest.mark.parametrize("requested", [None, ["out_2", "out_7", "out_0", "out_5", "out_3"]], ids=["all", "some"])
+async def test_outputs_come_in_the_order_of_the_metadata(
+    serving: Serving, requested: list[str] | None, start: int
+) -> None:
+    """Each start of a model has another order of sets."""
+    name = f"ordered-{start}"
+    await serving.load(name, many_outputs(8))
+    metadata = await serving.client.get_model_metadata(name, headers=serving.headers)
+    order = [output.name for output in metadata.outputs]
+    assert order == [f"out_{i}" for i in range(7, -1, -1)]
+    served = await serving.infer(name, {"x": A}, outputs=requested)
+    assert list(served) == [name for name in order if requested is None or name in requested]
+    for output, values in served.items():
+        assert_identical(values, A + np.float32(output[4:]))
+    await serving.client.unload_model(name, headers=serving.headers)
+
+
+async def test_a_run_whose_caller_has_left_ends(serving: Serving) -> None:
+    before = {stub.pid for stub in psutil.Process(serving.server.pid).children()}
+    await serving.load("endless", counting(1 << 60))
+    (stub,) = (stub for stub in psutil.Process(serving.server.pid).children() if stub.pid not in before)
+    call = asyncio.create_task(serving.infer("endless", {"x": A}))
+    await until(lambda: computes(stub), timeout=60)
+    call.cancel()
+    await until(lambda: not computes(stub), timeout=60)
+    await serving.client.unload_model("endless", headers=serving.headers)
+    await until(lambda: not stub.is_running(), timeout=60)
+
+
+async def test_a_run_that_lasts_is_left_alone_while_its_caller_waits(serving: Serving) -> None:
+    await serving.load("slow", counting(3_000_000))
+    served = await serving.infer("slow", {"x": A})
+    assert served["y"].shape == A.shape
 
 
 @pytest.mark.parametrize("rows", [1, 3, 1000])

@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
-__all__ = ["ELEMENT_TYPES", "Shape", "identity", "model", "tensor"]
+__all__ = ["ELEMENT_TYPES", "Shape", "counting", "identity", "many_outputs", "model", "tensor"]
 
 Shape = Sequence[int | str | None]
 
@@ -47,3 +48,28 @@ def identity(datatype: str = "FP32", shape: Shape = ("N",)) -> onnx.ModelProto:
     """One input `x`, given back as `y`."""
     node = helper.make_node("Identity", ["x"], ["y"])
     return model([node], [tensor("x", datatype, shape)], [tensor("y", datatype, shape)])
+
+
+def many_outputs(count: int) -> onnx.ModelProto:
+    """One input `x` [N]; output `out_i`, for i falling from count - 1 to 0, is x + i."""
+    names = [f"out_{i}" for i in reversed(range(count))]
+    constants = [numpy_helper.from_array(np.array([float(name[4:])], dtype=np.float32), f"c_{name}") for name in names]
+    nodes = [helper.make_node("Add", ["x", f"c_{name}"], [name]) for name in names]
+    return model(nodes, [tensor("x", "FP32", ["N"])], [tensor(name, "FP32", ["N"]) for name in names], constants)
+
+
+def counting(trips: int) -> onnx.ModelProto:
+    """One input `x` [N], to which a loop adds 1 `trips` times; the output is `y`. About 10⁶ trips take a second."""
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["go_in"], ["go_out"]), helper.make_node("Add", ["value", "one"], ["sum"])],
+        "body",
+        [tensor("i", "INT64", []), tensor("go_in", "BOOL", []), tensor("value", "FP32", ["N"])],
+        [tensor("go_out", "BOOL", []), tensor("sum", "FP32", ["N"])],
+    )
+    constants = [
+        numpy_helper.from_array(np.array(trips, dtype=np.int64), "trips"),
+        numpy_helper.from_array(np.array(True), "go"),
+        numpy_helper.from_array(np.array([1], dtype=np.float32), "one"),
+    ]
+    loop = helper.make_node("Loop", ["trips", "go", "x"], ["y"], body=body)
+    return model([loop], [tensor("x", "FP32", ["N"])], [tensor("y", "FP32", ["N"])], constants)

@@ -1,5 +1,6 @@
 """A server with few parts: the pipeline and methods whose behaviour the test chooses, and tokens that name users."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -83,6 +84,7 @@ async def running(
     server = RpcServer(chosen, guards, max_message_size=max_message_size)
     register(server, admission, registry)
     (port,) = await server.start("127.0.0.1:0")
+    sweeping = [asyncio.create_task(sweep()) for sweep in (server.bodies.sweep, server.calls.sweep)]
     address = f"127.0.0.1:{port}"
     options = [("grpc.max_receive_message_length", LIMIT), ("grpc.max_send_message_length", LIMIT)]
     try:
@@ -90,6 +92,8 @@ async def running(
             yield Stand(server, address, channel, registry)
     finally:
         await server.stop()
+        for task in sweeping:
+            task.cancel()
 
 
 def who_am_i(behaviour: Any) -> Callable[[RpcServer, Admission, CollectorRegistry], None]:

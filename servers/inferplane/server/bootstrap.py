@@ -84,6 +84,8 @@ async def run_service(service: ServiceName, settings: Settings, *addresses: str)
         stack.push_async_callback(core.tasks.stop)
         core.policy.on_availability(lambda up: core.server.health.report(DATABASE, up))
         core.tasks.start("policy", core.policy.run)
+        core.tasks.start("slow_bodies", core.server.bodies.sweep)
+        core.tasks.start("running_streams", core.server.calls.sweep)
         core.tasks.every(HOUSEKEEPING_INTERVAL, "forget_old_answers", core.units_of_work.forget_old_answers)
         # Imported by name: each process loads its own service only, since all four would cost it 50 MB more.
         await import_module(f"inferplane.server.{service}.compose").compose(core)
@@ -121,7 +123,7 @@ def _core(service: ServiceName, settings: Settings, policy: PolicySource, stack:
         registry=registry,
         server=RpcServer(settings, guards, max_message_size=message_size),
         stack=stack,
-        tasks=Tasks(),
+        tasks=Tasks(registry),
     )
 
 

@@ -7,9 +7,11 @@ import platform
 import select
 import signal
 import stat
+import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,18 @@ import psutil
 import pytest
 import pytest_asyncio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from tritonclient.grpc import service_pb2
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from inferplane.server.embedded import triton
+from inferplane.server.embedded import triton, triton_watch
+from inferplane.server.embedded.private_folders import TEMPORARY, is_mounted_below
 from inferplane.server.embedded.triton import EmbeddedTriton, EmbeddedTritonError
+from inferplane.server.embedded.triton_calls import TritonCalls
+from inferplane.server.embedded.triton_watch import TritonWatch
+from inferplane.server.embedded.triton_wheel import find_wheel
+from inferplane.server.inference.formats import onnx
 from inferplane.server.tensors import Signature, TensorSpec
-from tests.support.onnx_models import identity
+from tests.support.onnx_models import counting, identity
+from tests.support.processes import computes
 from tests.support.triton import load_model
 
 SIGNATURE = Signature((TensorSpec("x", "FP32", (-1,)),), (TensorSpec("y", "FP32", (-1,)),))
@@ -47,6 +55,21 @@ asyncio.run(main())
 """
 
 
+OWNER_THAT_SHARES = OWNER.replace(
+    "asyncio.run(main())",
+    """
+import structlog
+import inferplane.server.embedded.triton as module
+async def forbidden(*_):
+    return ()
+module.private_folders = forbidden
+module.log = structlog.wrap_logger(structlog.PrintLogger(sys.stderr))
+asyncio.run(main())
+""",
+)
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
+
+
 async def load_a_model(endpoint: str, header: tuple[str, str]) -> None:
     async with grpc.aio.insecure_channel(endpoint) as channel:
         await load_model(channel, "m", 1, SIGNATURE, identity().SerializeToString(), header=header)
@@ -67,9 +90,11 @@ def stubs(pid: int) -> list[psutil.Process]:
     return [child for child in psutil.Process(pid).children(recursive=True) if "stub" in child.name()]
 
 
-def model_folder(stub: psutil.Process) -> Path:
-    """Where Triton keeps the model that the stub serves: the stub's first argument is `FOLDER/1/model.py`."""
-    return Path(stub.cmdline()[1]).parent.parent
+def model_folder(stub: psutil.Process, data_dir: Path) -> Path:
+    """Where Triton keeps the model that the stub serves: the stub's first argument is `/tmp/FOLDER/1/model.py`."""
+    name = Path(stub.cmdline()[1]).parent.parent.name
+    (found,) = (root / name for root in (data_dir / "run" / "tmp", TEMPORARY) if (root / name).exists())
+    return found
 
 
 async def assert_gone(processes: list[psutil.Process], seconds: float = 10) -> None:
@@ -94,6 +119,18 @@ async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Embe
     await server.start()
     yield server
     await server.stop()
+
+
+@pytest.fixture(params=["own folders", "shared folders"])
+def folders(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Whether the system allows a mount namespace."""
+    if request.param == "shared folders":
+
+        async def forbidden(*_: object) -> tuple[str, ...]:
+            return ()
+
+        monkeypatch.setattr(triton, "private_folders", forbidden)
+    return str(request.param)
 
 
 @pytest.fixture
@@ -173,12 +210,12 @@ async def test_a_port_lost_to_another_is_chosen_again(
         await server.stop()
 
 
-async def test_stop_ends_all_processes_and_leaves_nothing(server: EmbeddedTriton) -> None:
+async def test_stop_ends_all_processes_and_leaves_nothing(server: EmbeddedTriton, folders: str) -> None:
     await server.start()
     await load_a_model(server.endpoint, server.header)
     processes = [psutil.Process(server.pid), *stubs(server.pid)]
-    folder = model_folder(processes[1])
-    assert folder.is_dir()
+    folder = model_folder(processes[1], server._data_dir)
+    assert folder.is_relative_to(server._data_dir) == (folders == "own folders")
     await server.stop()
     await server.stop()
     assert await server.wait() == 0
@@ -196,18 +233,146 @@ async def test_it_starts_again_with_the_same_header(server: EmbeddedTriton) -> N
     await load_a_model(server.endpoint, server.header)
 
 
-async def test_a_triton_that_hangs_is_killed(server: EmbeddedTriton, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_stop_kills_a_triton_that_hangs(
+    server: EmbeddedTriton, folders: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(triton, "_EXIT_SECONDS", -1.9)
     await server.start()
     await load_a_model(server.endpoint, server.header)
     processes = [psutil.Process(server.pid), *stubs(server.pid)]
-    folder = model_folder(processes[1])
+    folder = model_folder(processes[1], server._data_dir)
     processes[0].suspend()
     await server.stop()
     assert await server.wait() == -signal.SIGKILL
     await assert_gone(processes, seconds=1)
     assert remains(server._data_dir) == []
     assert not folder.exists()
+
+
+async def test_with_own_folders_nothing_is_written_outside_the_data_directory(server: EmbeddedTriton) -> None:
+    await server.start()
+    await load_a_model(server.endpoint, server.header)
+    triton_root = Path(f"/proc/{server.pid}/root")
+    made = [path.name for path in (triton_root / "tmp").iterdir()]
+    assert any(name.startswith("folder") for name in made)
+    assert any(name.startswith("python_env_") for name in made)
+    assert not any((TEMPORARY / name).exists() for name in made if name.startswith(("folder", "python_env_")))
+    assert [path.name for path in (triton_root / "dev" / "shm").iterdir()] != []
+    assert remains(server._data_dir) == []
+    assert not is_mounted_below(server._data_dir)
+
+
+@as_root
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_cleaning_never_deletes_through_a_mount(tmp_path: Path, kind: str) -> None:
+    server = EmbeddedTriton(tmp_path / "triton")
+    treasure = tmp_path / "treasure"
+    treasure.mkdir()
+    (treasure / "gold").touch()
+    source = treasure if kind == "folder" else treasure / "gold"
+    target = server._temporary / "x"
+    server._temporary.mkdir(parents=True)
+    if kind == "folder":
+        target.mkdir()
+    else:
+        target.touch()
+    subprocess.run(["/bin/mount", "--bind", source, target], check=True)
+    try:
+        with pytest.raises(EmbeddedTritonError, match="mounted"):
+            server._clean()
+    finally:
+        subprocess.run(["/bin/umount", target], check=True)
+    assert (treasure / "gold").exists()
+
+
+async def test_a_hung_triton_is_killed(server: EmbeddedTriton, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_watch, "ANSWER_SECONDS", 1.0)
+    await server.start()
+    await load_a_model(server.endpoint, server.header)
+    processes = [psutil.Process(server.pid), *stubs(server.pid)]
+    processes[0].suspend()
+    async with asyncio.timeout(60):
+        assert await server.wait() == -signal.SIGKILL
+    await assert_gone(processes)
+
+
+async def test_a_model_whose_process_died_is_unloaded(server: EmbeddedTriton) -> None:
+    """Triton would go on to call it READY, and fail each call."""
+    await server.start()
+    await load_a_model(server.endpoint, server.header)
+    (stub,) = stubs(server.pid)
+    stub.kill()
+    async with TritonCalls(server.endpoint, server.header) as calls:
+        async with asyncio.timeout(60):
+            while await calls.model_ready("m", "1", 5):  # noqa: ASYNC110 - Triton tells nobody
+                await asyncio.sleep(0.1)
+        await load_a_model(server.endpoint, server.header)
+        assert await calls.model_ready("m", "1", 5)
+
+
+async def test_a_model_that_lives_is_left_alone(server: EmbeddedTriton, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_watch, "INTERVAL", 0.01)
+    looks = asyncio.Semaphore(0)
+    look = TritonWatch._look
+
+    async def counted(watch: TritonWatch) -> None:
+        await look(watch)
+        looks.release()
+
+    monkeypatch.setattr(TritonWatch, "_look", counted)
+    server._linger = 0.0
+    await server.start()
+    await load_a_model(server.endpoint, server.header)
+    before = stubs(server.pid)
+    async with asyncio.timeout(60):
+        for _ in range(50):
+            await looks.acquire()
+    assert stubs(server.pid) == before
+
+
+@pytest.mark.parametrize("successor", [None, 1, 2], ids=["undeployed", "same version", "next version"])
+async def test_a_process_that_outlives_its_model_is_killed(
+    server: EmbeddedTriton, monkeypatch: pytest.MonkeyPatch, successor: int | None
+) -> None:
+    """In place of a node that computes for ever: a shim that does not look whether its caller is there."""
+    server._linger = 1.0
+    await server.start()
+    async with (
+        grpc.aio.insecure_channel(server.endpoint) as channel,
+        TritonCalls(server.endpoint, server.header) as calls,
+    ):
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        with monkeypatch.context() as patch:
+            patch.setattr(onnx, "_support_files", partial(files_of_a_deaf_shim, onnx._support_files))
+            endless = counting(1 << 60).SerializeToString()
+            await load_model(channel, "m", 1, SIGNATURE, endless, header=server.header)
+        (old,) = stubs(server.pid)
+        request = service_pb2.ModelInferRequest(model_name="m", raw_input_contents=[b"\0" * 4])
+        request.inputs.add(name="x", datatype="FP32", shape=[1])
+        call = stub.ModelInfer(request, metadata=(server.header,))
+        async with asyncio.timeout(60):
+            while not await asyncio.to_thread(computes, old):
+                pass
+        if successor is None:
+            unload = service_pb2.RepositoryModelUnloadRequest(model_name="m")
+            await stub.RepositoryModelUnload(unload, metadata=(server.header,))
+        else:
+            other = identity().SerializeToString()
+            await load_model(channel, "m", successor, SIGNATURE, other, header=server.header, digest="other bytes")
+        await assert_gone([old], seconds=60)
+        assert await calls.model_ready("m", str(successor or 1), 5) == (successor is not None)
+        assert len(stubs(server.pid)) == (successor is not None)
+        call.cancel()
+
+
+def files_of_a_deaf_shim(
+    support_files: Callable[..., dict[str, bytes]], version: int, *, native: bool
+) -> dict[str, bytes]:
+    files = support_files(version, native=native)
+    shim = f"file:{version}/model.py"
+    if shim in files:
+        files[shim] = files[shim].replace(b"_LOOK_AFTER_CALLERS = 0.5", b"_LOOK_AFTER_CALLERS = 1e6")
+    return files
 
 
 async def test_stubs_end_with_a_killed_triton_and_it_starts_again(server: EmbeddedTriton) -> None:
@@ -222,16 +387,17 @@ async def test_stubs_end_with_a_killed_triton_and_it_starts_again(server: Embedd
     await load_a_model(server.endpoint, server.header)
 
 
-async def test_everything_ends_with_a_killed_owner_and_the_next_start_cleans(tmp_path: Path) -> None:
+@pytest.mark.parametrize("program", [OWNER, OWNER_THAT_SHARES], ids=["own folders", "shared folders"])
+async def test_everything_ends_with_a_killed_owner_and_the_next_start_cleans(tmp_path: Path, program: str) -> None:
     owner = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", OWNER, str(tmp_path)), stdout=asyncio.subprocess.PIPE
+        *(sys.executable, "-c", program, str(tmp_path)), stdout=asyncio.subprocess.PIPE
     )
     try:
         assert owner.stdout is not None
         pid, endpoint, header = json.loads(await owner.stdout.readline())
         await load_a_model(endpoint, tuple(header))
         processes = [psutil.Process(pid), *stubs(pid)]
-        folder = model_folder(processes[1])
+        folder = model_folder(processes[1], tmp_path)
     finally:
         owner.kill()
         await owner.communicate()
@@ -264,14 +430,13 @@ def test_a_record_cannot_lead_the_cleaning_elsewhere(tmp_path: Path) -> None:
     assert list(server._folders.iterdir()) == []
 
 
-async def test_an_early_end_shows_the_log(
-    tmp_path: Path, server: EmbeddedTriton, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    binary = tmp_path / "tritonserver"
+async def test_an_early_end_shows_the_log(server: EmbeddedTriton, monkeypatch: pytest.MonkeyPatch) -> None:
+    server._data_dir.mkdir(parents=True)
+    binary = server._data_dir / "tritonserver"
     binary.write_text("#!/bin/sh\necho no such luck >&2\nexit 3\n")
     binary.chmod(0o700)
-    installation = replace(triton._find_installation(), binary=binary)
-    monkeypatch.setattr(triton, "_find_installation", lambda: installation)
+    installation = replace(find_wheel(), binary=binary)
+    monkeypatch.setattr(triton, "find_wheel", lambda: installation)
     with pytest.raises(EmbeddedTritonError, match=r"(?s)status 3 .*server\.log ends with:\nno such luck"):
         await server.start()
 

@@ -1,7 +1,9 @@
 """Real worker processes under a supervisor."""
 
 import asyncio
+import errno
 import os
+import re
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
@@ -13,11 +15,13 @@ import pytest
 
 from inferplane.auth.v1 import auth_service_pb2 as pb
 from inferplane.auth.v1.auth_service_pb2_grpc import AuthServiceStub
+from inferplane.server.log_files import LogFile
+from inferplane.server.processes import supervisor as supervision
 from inferplane.server.processes.ports import PortInUseError, ReservedPort
 from inferplane.server.processes.protocol import Job
 from inferplane.server.processes.supervisor import Supervisor, WorkerStartError
 from inferplane.server.settings import Settings
-from tests.support.http import get
+from tests.support.http import fetch, get
 from tests.support.mesh import until
 
 
@@ -25,7 +29,7 @@ from tests.support.mesh import until
 async def supervised(settings: Settings, workers: int, log: Path) -> AsyncIterator[tuple[Supervisor, str]]:
     with closing(ReservedPort("127.0.0.1", 0)) as reserved:
         jobs = [Job("auth", settings.to_worker(), reserved.port, 0) for _ in range(workers)]
-        supervisor = Supervisor(jobs, settings.drain_grace, log)
+        supervisor = Supervisor(jobs, settings.drain_grace, LogFile(log, 1 << 20))
         await supervisor.start()
         try:
             yield supervisor, f"127.0.0.1:{reserved.port}"
@@ -38,6 +42,11 @@ async def answers(address: str) -> bool:
     async with grpc.aio.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
         await AuthServiceStub(channel).GetJwks(pb.GetJwksRequest(), timeout=10)
     return True
+
+
+async def scraped(port: int) -> str:
+    _, body = await asyncio.to_thread(fetch, f"127.0.0.1:{port}", "/metrics")
+    return body
 
 
 def pids(supervisor: Supervisor) -> list[int]:
@@ -64,6 +73,77 @@ async def test_a_dead_or_hung_worker_is_replaced_by_another(settings: Settings, 
         await until(lambda: replaced.process.pid != before[0] and replaced.ready, timeout=30)
         assert pids(supervisor)[1] == before[1]
         assert all([await answers(shared) for _ in range(20)])
+
+
+async def test_a_spawn_that_fails_is_tried_again(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with supervised(settings, 1, tmp_path / "log") as (supervisor, shared):
+        failures = iter([OSError(errno.EMFILE, "Too many open files"), OSError(errno.ENOMEM, "Cannot allocate memory")])
+        spawn = asyncio.create_subprocess_exec
+
+        async def failing(*command: Any, **options: Any) -> asyncio.subprocess.Process:
+            if (failure := next(failures, None)) is not None:
+                raise failure
+            return await spawn(*command, **options)
+
+        monkeypatch.setattr(asyncio, "create_subprocess_exec", failing)
+        (worker,) = supervisor.workers
+        (before,) = pids(supervisor)
+        os.kill(before, signal.SIGKILL)
+        await until(lambda: worker.restarts == 3 and worker.ready is not None, timeout=30)
+        assert await answers(shared)
+        assert next(failures, None) is None
+
+
+async def test_stopping_does_not_wait_for_the_next_try(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def failing(*command: Any, **options: Any) -> asyncio.subprocess.Process:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(supervision, "FIRST_PAUSE", 3600.0)
+    monkeypatch.setattr(supervision, "MOST_PAUSE", 3600.0)
+    async with supervised(settings, 1, tmp_path / "log") as (supervisor, _):
+        monkeypatch.setattr(asyncio, "create_subprocess_exec", failing)
+        (worker,) = supervisor.workers
+        os.kill(pids(supervisor)[0], signal.SIGKILL)
+        await until(lambda: worker.ready is None, timeout=30)
+        async with asyncio.timeout(30):
+            await supervisor.stop()
+
+
+async def test_a_first_spawn_that_fails_says_why(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def failing(*command: Any, **options: Any) -> asyncio.subprocess.Process:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", failing)
+    with pytest.raises(WorkerStartError, match="Too many open files"):
+        async with supervised(settings, 1, tmp_path / "log"):
+            pass
+
+
+async def test_a_worker_tells_how_often_it_was_started_again(settings: Settings, tmp_path: Path) -> None:
+    async with supervised(settings, 1, tmp_path / "log") as (supervisor, _):
+        (worker,) = supervisor.workers
+        assert worker.ready is not None
+        assert "inferplane_worker_restarts_total 0.0" in await scraped(worker.ready.metrics_port)
+        os.kill(pids(supervisor)[0], signal.SIGKILL)
+        await until(lambda: worker.restarts == 1 and worker.ready is not None, timeout=30)
+        assert "inferplane_worker_restarts_total 1.0" in await scraped(worker.ready.metrics_port)
+
+
+async def test_calls_are_answered_while_the_log_cannot_be_written(settings: Settings) -> None:
+    talkative = settings.model_copy(update={"log_level": "info"})
+    async with supervised(talkative, 1, Path("/dev/full")) as (supervisor, shared):
+        assert all([await answers(shared) for _ in range(5)])
+        (worker,) = supervisor.workers
+        assert worker.ready is not None
+        metrics = await scraped(worker.ready.metrics_port)
+    (lost,) = re.findall(r"^inferplane_log_lines_lost_total (\S+)$", metrics, re.MULTILINE)
+    assert float(lost) >= 5
 
 
 async def test_a_worker_that_cannot_start_says_why_and_where_to_read_more(settings: Settings, tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ from typing import Never
 
 import typer
 from pydantic import ValidationError
-from rich.console import Console
 
+from inferplane.server.commands.terminal import say
 from inferplane.server.embedded.postgres import EmbeddedPostgresError
 from inferplane.server.embedded.triton import EmbeddedTritonError
 from inferplane.server.errors import InferplaneError
@@ -29,7 +29,7 @@ EXPECTED: tuple[type[Exception], ...] = (
 
 def fail(message: str) -> Never:
     """Say what is wrong and what to do, and exit with status 1."""
-    Console(stderr=True).print(f"[red]error:[/red] {message}", highlight=False)
+    say(f"[red]error:[/red] {message}", highlight=False)
     raise typer.Exit(1)
 
 

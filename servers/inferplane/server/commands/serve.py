@@ -6,17 +6,15 @@ from typing import Annotated, Any
 
 import typer
 import uvloop
-from rich.console import Console
 
 from inferplane.server.commands.failures import reported
+from inferplane.server.commands.terminal import say
 from inferplane.server.logging import configure_logging
 from inferplane.server.processes.installation import Mesh, stop_requested
 from inferplane.server.settings import ServiceName, Settings
 from inferplane.server.settings_sources import load_settings
 
 __all__ = ["serve"]
-
-console = Console(stderr=True)
 
 
 def serve(
@@ -47,6 +45,6 @@ async def run(name: ServiceName, settings: Settings) -> None:
     mesh = Mesh(settings)
     async with AsyncExitStack() as stack:
         await mesh.start_services(stack, [name])
-        console.print(f"{name} serves on {mesh.settings.endpoints[name]}")
+        say(f"{name} serves on {mesh.settings.endpoints[name]}")
         await stop.wait()
     await asyncio.sleep(0)

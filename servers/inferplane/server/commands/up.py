@@ -1,17 +1,19 @@
 """`inferplane up`: the whole mesh on this machine, by one command."""
 
 import asyncio
+import contextlib
 import time
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
+import structlog
 import typer
 import uvloop
-from rich.console import Console
 from rich.table import Table
 
 from inferplane.server.commands.failures import reported
+from inferplane.server.commands.terminal import say
 from inferplane.server.logging import configure_logging
 from inferplane.server.processes.installation import Mesh, stop_requested, write_ready_file
 from inferplane.server.settings import ServiceName, Settings
@@ -19,9 +21,10 @@ from inferplane.server.settings_sources import load_settings
 
 __all__ = ["up"]
 
+log = structlog.get_logger()
+
 READY_TIMEOUT = 60.0
 READY_FILE_INTERVAL = 0.5
-console = Console(stderr=True)
 
 
 def up(
@@ -52,8 +55,8 @@ async def run(settings: Settings, ready_file: Path | None) -> None:
     stop = stop_requested()
     began = time.monotonic()
     mesh = Mesh(settings)
-    mesh.open_data_dir()
     async with AsyncExitStack() as stack:
+        mesh.open_data_dir(stack)
         starting = asyncio.create_task(start(mesh, stack))
         stopped = asyncio.create_task(stop.wait())
         await asyncio.wait({starting, stopped}, return_when=asyncio.FIRST_COMPLETED)
@@ -62,21 +65,36 @@ async def run(settings: Settings, ready_file: Path | None) -> None:
             await asyncio.gather(starting, return_exceptions=True)
             return
         await starting
-        console.print(endpoint_table(mesh, time.monotonic() - began))
+        say(endpoint_table(mesh, time.monotonic() - began))
         if ready_file is not None:
-            stack.callback(ready_file.unlink, missing_ok=True)
+            stack.callback(_remove, ready_file)
         await keep_ready_file(mesh, ready_file, stopped)
-        console.print("Stopping …")
+        say("Stopping …")
 
 
 async def keep_ready_file(mesh: Mesh, ready_file: Path | None, stopped: "asyncio.Task[bool]") -> None:
-    """Keep the ready file true until `stopped`: a part that was started again has another pid."""
+    """Keep the ready file true until `stopped`: a part that was started again has another pid.
+
+    A full disk or a process without descriptors is no reason to stop serving: it is said once, and tried again.
+    """
     written: dict[str, Any] = {}
+    said = False
     while not stopped.done():
         if ready_file is not None and (ready := mesh.ready()) != written:
-            await asyncio.to_thread(write_ready_file, ready_file, ready)
-            written = ready
+            try:
+                await asyncio.to_thread(write_ready_file, ready_file, ready)
+            except Exception:
+                if not said:
+                    log.exception("ready_file_not_written", path=str(ready_file))
+                said = True
+            else:
+                written, said = ready, False
         await asyncio.wait({stopped}, timeout=READY_FILE_INTERVAL)
+
+
+def _remove(ready_file: Path) -> None:
+    with contextlib.suppress(OSError):
+        ready_file.unlink(missing_ok=True)
 
 
 async def start(mesh: Mesh, stack: AsyncExitStack) -> None:
@@ -105,7 +123,7 @@ def endpoint_table(mesh: Mesh, seconds: float) -> Table:
     admin = ready["admin"]
     table.caption = (
         f"log in:  inferplane login --username {admin['username']} --password-file {admin['password_file']}\n"
-        f"logs:    {mesh.log_file}\nCtrl-C stops everything."
+        f"logs:    {mesh.log.path if mesh.log else ''}\nCtrl-C stops everything."
     )
     table.caption_justify = "left"
     return table

@@ -27,6 +27,7 @@ from inferplane.server.embedded.process import (
     works_in,
 )
 from inferplane.server.files import sync_folder, write_private
+from inferplane.server.log_files import LogFile
 
 __all__ = ["EmbeddedPostgres", "EmbeddedPostgresError"]
 
@@ -89,6 +90,7 @@ class EmbeddedPostgres:
         self._socket_dir = self._data_dir / "socket"
         self._password_file = self._data_dir / "owner.password"
         self._log_file = self._data_dir / "server.log"
+        self.log = LogFile(self._log_file, _LOG_BYTES)
         self._settings = {**_DEFAULTS, **(settings or {})}
         self._stop_grace = stop_grace
         self._turn = asyncio.Lock()
@@ -242,8 +244,7 @@ class EmbeddedPostgres:
             pid_file.unlink()
         self._socket_dir.mkdir(mode=0o700, exist_ok=True)
         self._socket_dir.chmod(0o700)
-        if self._log_file.exists() and self._log_file.stat().st_size > _LOG_BYTES:
-            self._log_file.replace(self._data_dir / "server.log.1")
+        self.log.bound()
 
     async def _initialise(self, binaries: Path, launcher: Launcher, server_lock: int) -> None:
         """Make the cluster beside its place and move it there whole, so that half of one is never used."""
@@ -298,7 +299,7 @@ class EmbeddedPostgres:
         quoted = str(self._socket_dir).replace('"', '""')
         settings = {**self._settings, "listen_addresses": "", "port": str(_PORT)}
         settings["unix_socket_directories"] = f'"{quoted}"'
-        log = os.open(self._log_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        log = self.log.open()
         try:
             begins = os.lseek(log, 0, os.SEEK_END)
             self._process = await asyncio.create_subprocess_exec(

@@ -3,75 +3,72 @@
 import asyncio
 import contextlib
 import hashlib
-import importlib.util
 import os
-import platform
 import re
 import secrets
 import shutil
 import signal
 import socket
 import sys
-import sysconfig
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import grpc.aio
+import structlog
 
+from inferplane.server.embedded.private_folders import TEMPORARY, is_mounted_below, private_folders
 from inferplane.server.embedded.process import dying_with_parent, lock_file, stop_process
+from inferplane.server.embedded.triton_calls import TritonCalls
+from inferplane.server.embedded.triton_watch import TritonWatch
+from inferplane.server.embedded.triton_wheel import EmbeddedTritonError, TritonWheel, find_wheel
 from inferplane.server.files import write_private
+from inferplane.server.log_files import LogFile
 
 __all__ = ["EmbeddedTriton", "EmbeddedTritonError"]
+
+log = structlog.get_logger()
 
 _HEADER_KEY = "inferplane"
 _PROTOCOLS = "health,metadata,inference,shared-memory,model-config,model-repository,statistics,trace,logging"
 _START_SECONDS = 60.0
 _EXIT_SECONDS = 5
 _PORT_ATTEMPTS = 5
-_TRUE = b"\x08\x01"  # the only field of ServerLiveResponse and ServerReadyResponse
+_LOG_BYTES = 4 << 20
 _LOG_TAIL_BYTES = 4096
 _MODEL_FOLDER = re.compile(r"folder[A-Za-z0-9]{6}")
-# Triton writes the models that it is sent below this path, whatever TMPDIR says.
-_TRITON_TEMPORARY = Path("/tmp")  # noqa: S108 - Triton's choice, not ours
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where POSIX shared memory lives on Linux
-
-
-class EmbeddedTritonError(RuntimeError):
-    """Triton is not installed, cannot run on this machine, or ended while it started."""
 
 
 class _PortTakenError(Exception):
     """Somebody bound the chosen port first."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Installation:
-    """Where the wheel keeps its parts, and what their libraries need."""
-
-    binary: Path
-    backend: Path
-    stub: Path
-    library_path: str
-
-
 class EmbeddedTriton:
     """One Triton on the loopback interface, which answers only calls that carry a random header.
 
     It serves gRPC alone, on the CPU, with the Python backend as its only backend, and dies with the thread
-    that started it. A `data_dir` has at most one running Triton.
+    that started it. A `data_dir` has at most one running Triton. One that hangs is killed, so that `wait` returns;
+    a model whose process has died is unloaded; a model's process that goes on for `linger` seconds after its model
+    was unloaded or replaced is killed.
+
+    Triton writes the models that it is sent below `/tmp`, whatever it is told, and shares memory with their processes
+    by `/dev/shm`. Where the system allows a mount namespace (to root, or by a user namespace), these are folders of
+    its own: `/tmp` is in `data_dir`, and nothing of either is left by a kill, or after the next `start`.
 
     Known limits. Triton takes the header's value on its command line only, so every local user who may read
-    `/proc/<pid>/cmdline` can learn it. It keeps the models that it is sent below `/tmp` (mode 0700), wherever
-    `data_dir` is: they go when a model is unloaded and when Triton ends; after a kill they go at `stop` or at
-    the next `start`, except for an empty folder `python_env_*`.
+    `/proc/<pid>/cmdline` can learn it. Where namespaces are not allowed, models lie in the real `/tmp` (mode 0700)
+    while they are loaded; after a kill they and the shared memory go at `stop` or at the next `start`, except for an
+    empty folder `python_env_*`. A call whose model's process had to be killed keeps its model's memory in Triton
+    until Triton ends, which then takes 5 s.
     """
 
-    def __init__(self, data_dir: Path) -> None:
+    def __init__(self, data_dir: Path, *, linger: float = 40.0) -> None:
         self._data_dir = data_dir.resolve()
         self._run_dir = self._data_dir / "run"
+        self._linger = linger
+        self.log = LogFile(self._data_dir / "server.log", _LOG_BYTES)
         digest = hashlib.sha256(os.fsencode(self._data_dir)).hexdigest()
         self._shm_prefix = f"inferplane_{digest[:16]}_"
+        self._isolated: tuple[str, ...] = ()
+        self._watch: asyncio.Task[None] | None = None
         self._lock: int | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._exit: asyncio.Task[int] | None = None
@@ -113,16 +110,21 @@ class EmbeddedTriton:
         if self._process is not None and self._process.returncode is None:
             raise RuntimeError("Triton runs already")
         await self.stop()
-        installation = _find_installation()
+        wheel = find_wheel()
         try:
-            self._prepare(installation)
-            await self._launch_on_port(installation, port)
+            self._prepare(wheel)
+            await self._isolate(wheel)
+            await self._launch_on_port(wheel, port)
+            self._watch = asyncio.create_task(self._watch_over())
         except BaseException:
             await self.stop()
             raise
 
     async def stop(self) -> None:
         """End Triton: politely, after 7 s by force; remove what it leaves. May be called at any time."""
+        if self._watch is not None:
+            self._watch.cancel()
+            await asyncio.wait({self._watch})
         if self._process is not None:
             await stop_process(self._process, ((signal.SIGTERM, _EXIT_SECONDS + 2.0),))
             await self.wait()
@@ -137,11 +139,11 @@ class EmbeddedTriton:
             raise RuntimeError("Triton was not started")
         return await asyncio.shield(self._exit)
 
-    async def _launch_on_port(self, installation: _Installation, port: int | None) -> None:
+    async def _launch_on_port(self, wheel: TritonWheel, port: int | None) -> None:
         for _ in range(_PORT_ATTEMPTS if port is None else 1):
             self._port = _free_port() if port is None else port
             try:
-                await self._launch(installation)
+                await self._launch(wheel)
                 return
             except _PortTakenError:
                 if port is None:
@@ -149,27 +151,42 @@ class EmbeddedTriton:
                     self._secret = ""
         raise EmbeddedTritonError(f"port {self._port} of 127.0.0.1 is taken; choose another one for Triton")
 
-    def _prepare(self, installation: _Installation) -> None:
+    def _prepare(self, wheel: TritonWheel) -> None:
         self._data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock = lock_file(self._data_dir / "lock")
         if self._lock is None:
             raise EmbeddedTritonError(f"another process runs a Triton in {self._data_dir}")
         self._clean()
-        shutil.rmtree(self._run_dir, ignore_errors=True)
         backend = self._run_dir / "backends" / "python"
-        for folder in (backend, self._run_dir / "models"):
+        for folder in (backend, self._run_dir / "models", self._temporary):
             folder.mkdir(mode=0o700, parents=True)
         self._folders.mkdir(mode=0o700, exist_ok=True)
         for part in (
-            *installation.backend.glob("*.so"),
-            *installation.backend.glob("*.py"),
-            installation.stub,
+            *wheel.backend.glob("*.so"),
+            *wheel.backend.glob("*.py"),
+            wheel.stub,
         ):
             (backend / part.name).symlink_to(part)
-        log = self._data_dir / "server.log"
-        with contextlib.suppress(FileNotFoundError):
-            log.replace(log.with_name("server.log.1"))
-        write_private(log, b"")
+        self.log.put_away()
+
+    async def _isolate(self, wheel: TritonWheel) -> None:
+        needed = (Path(sys.prefix), Path(sys.base_prefix), wheel.packages, self._data_dir)
+        self._isolated = await private_folders(self._temporary, needed)
+        if not self._isolated:
+            log.warning("triton_shares_tmp", reason="this system allows no mount namespaces")
+
+    async def _watch_over(self) -> None:
+        def kill() -> None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+
+        async with TritonCalls(self.endpoint, self.header) as calls:
+            await TritonWatch(self.pid, self._folders, calls, self._linger, kill).run()
+
+    @property
+    def _temporary(self) -> Path:
+        """What Triton finds at /tmp, where namespaces are allowed."""
+        return self._run_dir / "tmp"
 
     @property
     def _folders(self) -> Path:
@@ -181,32 +198,35 @@ class EmbeddedTriton:
         for region in _SHARED_MEMORY.glob(f"{self._shm_prefix}*"):
             region.unlink(missing_ok=True)
         for record in self._folders.glob("*"):
-            folder = _TRITON_TEMPORARY / record.name
+            folder = TEMPORARY / record.name
             # The record is written by code beside a model: never follow it out of Triton's own folders.
             if _MODEL_FOLDER.fullmatch(record.name) and not folder.is_symlink():
                 shutil.rmtree(folder, ignore_errors=True)
             record.unlink(missing_ok=True)
+        if is_mounted_below(self._run_dir):
+            raise EmbeddedTritonError(f"something is mounted in {self._run_dir}; unmount it")
+        shutil.rmtree(self._run_dir, ignore_errors=True)
 
-    async def _launch(self, installation: _Installation) -> None:
+    async def _launch(self, wheel: TritonWheel) -> None:
         if not self._secret:
             self._secret = secrets.token_hex(32)
         self._identity = f"inferplane-{secrets.token_hex(8)}"
         write_private(self._data_dir / "header", ": ".join(self.header).encode() + b"\n")
-        log = self._data_dir / "server.log"
-        with log.open("wb") as output:
+        with os.fdopen(self.log.open(), "ab") as output:
             self._process = await asyncio.create_subprocess_exec(
+                *self._isolated,
                 *dying_with_parent(signal.SIGKILL),
-                *(str(installation.binary), *self._arguments()),
+                *(str(wheel.binary), *self._arguments()),
                 cwd=self._run_dir,
-                env=self._environment(installation),
+                env=self._environment(wheel),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
                 # A group of its own: Ctrl-C reaches the owner alone, and the stubs can be ended with it.
                 start_new_session=True,
             )
-        self._exit = asyncio.create_task(_reap(self._process))
-        await self._until_ready(self._exit, log)
+        self._exit = asyncio.create_task(self._reap(self._process))
+        await self._until_ready(self._exit, self._data_dir / "server.log")
 
     def _arguments(self) -> tuple[str, ...]:
         # Relative paths, because Triton starts the stub by an unquoted line of bash.
@@ -229,11 +249,11 @@ class EmbeddedTriton:
             f"--backend-config=python,shm-region-prefix-name={self._shm_prefix}",
         )
 
-    def _environment(self, installation: _Installation) -> dict[str, str]:
+    def _environment(self, wheel: TritonWheel) -> dict[str, str]:
         return {
             # The stub embeds Python and finds this environment's packages through `python3` on the path.
             "PATH": os.pathsep.join((str(Path(sys.executable).parent), "/usr/bin", "/bin")),
-            "LD_LIBRARY_PATH": installation.library_path,
+            "LD_LIBRARY_PATH": wheel.library_path,
             "LC_ALL": "C.UTF-8",
             "CUDA_VISIBLE_DEVICES": "",
             "PYTHONDONTWRITEBYTECODE": "1",
@@ -242,8 +262,22 @@ class EmbeddedTriton:
             "INFERPLANE_TRITON_FOLDERS": str(self._folders),
         }
 
+    async def _reap(self, process: asyncio.subprocess.Process) -> int:
+        status = await process.wait()
+        # Its process id is anybody's now.
+        if self._watch is not None:
+            self._watch.cancel()
+        # Stubs notice the end of Triton after about two seconds; nothing is left for them to do.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        return status
+
+    async def _has_started(self) -> bool:
+        async with asyncio.timeout(_START_SECONDS), TritonCalls(self.endpoint, self.header) as calls:
+            return await calls.has_started(self._identity)
+
     async def _until_ready(self, ended: asyncio.Task[int], log: Path) -> None:
-        ready = asyncio.create_task(_probe(self.endpoint, self.header, self._identity))
+        ready = asyncio.create_task(self._has_started())
         try:
             await asyncio.wait({ready, ended}, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -262,85 +296,6 @@ class EmbeddedTriton:
         raise EmbeddedTritonError(
             f"Triton ended with status {ended.result()} while it started; {log} ends with:\n{tail}"
         )
-
-
-async def _reap(process: asyncio.subprocess.Process) -> int:
-    status = await process.wait()
-    # Stubs notice the end of Triton after about two seconds; nothing is left for them to do.
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
-    return status
-
-
-async def _probe(endpoint: str, header: tuple[str, str], identity: str) -> bool:
-    """Whether the Triton of that identity is live and ready, asked as soon as somebody listens."""
-    options = (
-        ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.min_reconnect_backoff_ms", 100),
-        ("grpc.max_reconnect_backoff_ms", 200),
-        ("grpc.use_local_subchannel_pool", 1),
-        ("grpc.enable_http_proxy", 0),
-    )
-    metadata = (header,)
-    async with asyncio.timeout(_START_SECONDS), grpc.aio.insecure_channel(endpoint, options) as channel:
-
-        async def ask(method: str) -> bytes:
-            call: Any = channel.unary_unary(f"/inference.GRPCInferenceService/{method}")
-            answer: bytes = await call(b"", metadata=metadata, wait_for_ready=True)
-            return answer
-
-        # In bytes: Triton's message classes would bring numpy into a process that needs it for nothing else.
-        live_and_ready = [await ask("ServerLive"), await ask("ServerReady")] == [_TRUE, _TRUE]
-        return live_and_ready and identity.encode() in await ask("ServerMetadata")
-
-
-def _find_installation() -> _Installation:
-    if sys.platform != "linux" or platform.machine() != "x86_64":
-        raise EmbeddedTritonError(
-            "the embedded Triton runs on Linux x86_64 only; name a Triton of your own in the settings"
-        )
-    libc, version = platform.libc_ver()
-    if libc == "glibc" and tuple(map(int, version.split(".")[:2])) < (2, 35):
-        raise EmbeddedTritonError(f"the embedded Triton needs glibc 2.35 or newer, this machine has {version}")
-    spec = importlib.util.find_spec("pytriton")
-    if spec is None or not spec.submodule_search_locations:
-        raise EmbeddedTritonError(
-            "the embedded Triton is not installed: pip install 'inferplane[server,embedded]', "
-            "or name a Triton of your own in the settings"
-        )
-    package = Path(spec.submodule_search_locations[0])
-    root = package / "tritonserver"
-    python = f"{sys.version_info.major}.{sys.version_info.minor}"
-    installation = _Installation(
-        binary=root / "bin" / "tritonserver",
-        backend=root / "backends" / "python",
-        stub=root / "python_backend_stubs" / python / "triton_python_backend_stub",
-        library_path=os.pathsep.join((str(package.parent / "nvidia_pytriton.libs"), *_python_libraries())),
-    )
-    for part in (installation.binary, installation.backend, installation.stub):
-        if not part.exists():
-            raise EmbeddedTritonError(f"the wheel nvidia-pytriton lacks {part}; reinstall inferplane[embedded]")
-    return installation
-
-
-def _python_libraries() -> tuple[str, ...]:
-    """Folders of the running Python's shared library, to which Triton's stub is linked."""
-    name = f"libpython{sys.version_info.major}.{sys.version_info.minor}.so.1.0"
-    own = (sysconfig.get_config_var("LIBDIR") or "", str(Path(sys.base_prefix) / "lib"))
-    found = tuple(dict.fromkeys(folder for folder in own if folder and Path(folder, name).exists()))
-    system = (
-        "/lib/x86_64-linux-gnu",
-        "/usr/lib/x86_64-linux-gnu",
-        "/usr/lib64",
-        "/usr/lib",
-        "/usr/local/lib",
-    )
-    if not found and not any(Path(folder, name).exists() for folder in system):
-        raise EmbeddedTritonError(
-            f"the embedded Triton needs {name}, which this Python does not have: "
-            "use a Python that was built with --enable-shared, or install the system's libpython"
-        )
-    return found
 
 
 def _free_port() -> int:

@@ -6,7 +6,7 @@ import os
 import secrets
 import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +18,8 @@ from pydantic import SecretStr
 from inferplane.server.embedded.postgres import EmbeddedPostgres
 from inferplane.server.embedded.triton import EmbeddedTriton
 from inferplane.server.files import write_private
+from inferplane.server.log_files import LogFile
+from inferplane.server.processes.parts import KeptPart
 from inferplane.server.processes.ports import ReservedPort
 from inferplane.server.processes.protocol import Job
 from inferplane.server.processes.supervisor import Supervisor, WorkerStartError
@@ -28,9 +30,11 @@ __all__ = ["Mesh", "stop_requested"]
 log = structlog.get_logger()
 
 ADMIN = "admin"
-RESTART_DELAY = 0.5
 SESSIONS_OUTSIDE_POOL = 2
+LINGER_BEYOND_DEADLINE = 10.0
 MAX_LOG_SIZE = 16 << 20
+LOG_INTERVAL = 1.0
+LOG_PAUSE = 60.0
 STOP_ORDER = (ServiceName.INFERENCE, ServiceName.ARTIFACT, ServiceName.REPORTING, ServiceName.AUTH)
 """Inference first: its last prediction records still find the reporting service."""
 
@@ -51,18 +55,24 @@ class Mesh:
     supervisors: dict[ServiceName, Supervisor] = field(default_factory=dict)
     postgres: EmbeddedPostgres | None = None
     triton: EmbeddedTriton | None = None
+    parts: dict[str, KeptPart] = field(default_factory=dict)
     admin_password_file: Path | None = None
-    log_file: Path | None = None
+    log: LogFile | None = None
 
-    def open_data_dir(self) -> None:
-        """Make the data directory, and keep the services' logs there; an earlier run's are kept up to 16 MiB."""
+    def open_data_dir(self, stack: AsyncExitStack) -> None:
+        """Make the data directory, and keep the services' logs there; until the stack is unwound logs stay bounded."""
         data_dir = self.settings.data_dir.resolve()
         data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         folder = data_dir / "logs"
         folder.mkdir(exist_ok=True, mode=0o700)
-        self.log_file = folder / "services.log"
-        if self.log_file.exists() and self.log_file.stat().st_size > MAX_LOG_SIZE:
-            self.log_file.replace(folder / "services.log.1")
+        self.log = LogFile(folder / "services.log", MAX_LOG_SIZE)
+        bounding = asyncio.create_task(self._bound_logs())
+
+        async def end() -> None:
+            bounding.cancel()
+            await asyncio.gather(bounding, return_exceptions=True)
+
+        stack.push_async_callback(end)
 
     async def start_database(self, stack: AsyncExitStack) -> None:
         """Start the embedded PostgreSQL unless there is a URL, migrate, and make keys and an administrator."""
@@ -72,7 +82,7 @@ class Mesh:
             self.postgres = EmbeddedPostgres(data_dir / "postgres", settings=connections)
             await self.postgres.start()
             stack.push_async_callback(self.postgres.stop)
-            keep(stack, "postgres", self.postgres.wait, self.postgres.start)
+            self._keep(stack, "postgres", self.postgres.wait, self.postgres.start)
             self._update(database_url=SecretStr(self.postgres.owner_url))
         self.admin_password_file = data_dir / "admin.password"
         await prepare(self.settings, await asyncio.to_thread(_password, self.admin_password_file))
@@ -81,12 +91,14 @@ class Mesh:
         """Start the embedded Triton unless there is an endpoint; it is started again if it ends."""
         if self.settings.triton_endpoint is not None:
             return
-        triton = self.triton = EmbeddedTriton(self.settings.data_dir.resolve() / "triton")
+        # A model that was replaced still answers the calls that it has.
+        linger = self.settings.unary_deadline + LINGER_BEYOND_DEADLINE
+        triton = self.triton = EmbeddedTriton(self.settings.data_dir.resolve() / "triton", linger=linger)
         port = self.settings.beside(self.settings.triton_port, TRITON_PORT)
         await triton.start(port=port or None)
         stack.push_async_callback(triton.stop)
         bound = int(triton.endpoint.rpartition(":")[2])
-        keep(stack, "triton", triton.wait, lambda: triton.start(port=bound))
+        self._keep(stack, "triton", triton.wait, lambda: triton.start(port=bound))
         name, value = triton.header
         self._update(triton_endpoint=triton.endpoint, triton_header_name=name, triton_header_value=SecretStr(value))
 
@@ -103,7 +115,7 @@ class Mesh:
                 Job(service.value, settings, reserved.port, self._metrics_port(service, worker))
                 for worker in range(self.settings.workers)
             ]
-            self.supervisors[service] = Supervisor(jobs, self.settings.drain_grace, self.log_file)
+            self.supervisors[service] = Supervisor(jobs, self.settings.drain_grace, self.log)
         stack.push_async_callback(self.stop_services)
         await asyncio.gather(*(supervisor.start() for supervisor in self.supervisors.values()))
 
@@ -113,7 +125,7 @@ class Mesh:
             async with asyncio.timeout(timeout):
                 await asyncio.gather(*(supervisor.until_serving() for supervisor in self.supervisors.values()))
         except TimeoutError:
-            where = self.log_file or "the log above"
+            where = self.log.path if self.log else "the log above"
             raise WorkerStartError(f"not all services serve after {timeout:.0f} s; {where} says why") from None
 
     async def stop_services(self) -> None:
@@ -144,8 +156,30 @@ class Mesh:
             },
             "admin": {"username": ADMIN, "password_file": str(self.admin_password_file)},
             "triton_header_file": str(self.settings.data_dir.resolve() / "triton" / "header") if self.triton else None,
+            "restarts": {
+                **{name: worker.restarts for name, worker in workers.items()},
+                **{name: part.restarts for name, part in self.parts.items()},
+            },
             "pids": {"up": os.getpid(), **pids, **{name: part.pid for name, part in embedded.items() if part}},
         }
+
+    def _keep(
+        self, stack: AsyncExitStack, name: str, wait: Callable[[], Awaitable[int]], start: Callable[[], Awaitable[None]]
+    ) -> None:
+        self.parts[name] = KeptPart(name, wait, start)
+        self.parts[name].keep(stack)
+
+    async def _bound_logs(self) -> None:
+        while True:
+            written = [part.log for part in (self, self.postgres, self.triton) if part and part.log]
+            try:
+                for file in written:
+                    await asyncio.to_thread(file.bound)
+            except Exception:
+                # Such as a full disk, on which the log does not grow either.
+                log.exception("log_not_bounded")
+                await asyncio.sleep(LOG_PAUSE)
+            await asyncio.sleep(LOG_INTERVAL)
 
     def _port(self, service: ServiceName) -> int:
         return self.settings.base_port and self.settings.base_port + list(ServiceName).index(service)
@@ -178,30 +212,6 @@ def _password(path: Path) -> str:
     if not path.exists():
         write_private(path, secrets.token_urlsafe(24).encode() + b"\n")
     return path.read_text().strip()
-
-
-def keep(stack: AsyncExitStack, name: str, wait: Any, start: Any) -> None:
-    """Start a part again whenever it ends, until the stack is unwound."""
-
-    async def watch() -> None:
-        while True:
-            status = await wait()
-            log.error("part_ended", part=name, exit_status=status)
-            while True:
-                try:
-                    await start()
-                    break
-                except Exception:
-                    log.exception("part_not_started", part=name)
-                    await asyncio.sleep(RESTART_DELAY)
-
-    task = asyncio.create_task(watch())
-
-    async def end() -> None:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-    stack.push_async_callback(end)
 
 
 def write_ready_file(path: Path, ready: dict[str, Any]) -> None:

@@ -9,12 +9,16 @@ HEARTBEAT_INTERVAL = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What a worker is told: `settings` is JSON with secrets, so it travels here and not in argv."""
+    """What a worker is told: `settings` is JSON with secrets, so it travels here and not in argv.
+
+    `restarts` says how often its supervisor had to start it again.
+    """
 
     service: str
     settings: str
     port: int
     metrics_port: int
+    restarts: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,16 +4,16 @@ import asyncio
 import contextlib
 import json
 import os
+import signal
 import socket
 import sys
-import time
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import BinaryIO
+from dataclasses import asdict, dataclass, replace
 
 import structlog
 
+from inferplane.server.backoff import Backoff
+from inferplane.server.log_files import LogFile
 from inferplane.server.processes.protocol import Failed, Heartbeat, Job, Ready
 
 __all__ = ["Supervisor", "Worker", "WorkerStartError"]
@@ -22,18 +22,14 @@ log = structlog.get_logger()
 
 START_TIMEOUT = 30.0
 HUNG_AFTER = 4.0
-MAX_BACKOFF = 5.0
+FIRST_PAUSE = 0.2
+MOST_PAUSE = 5.0
 KILL_AFTER = 5.0
 EXIT_TIMEOUT = 3.0
 
 
 class WorkerStartError(Exception):
     """A worker did not become ready; its log says why."""
-
-
-def _appended(path: Path) -> BinaryIO:
-    # 0600: logs name callers and models.
-    return open(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "ab")  # noqa: PTH123
 
 
 @dataclass(slots=True)
@@ -49,13 +45,13 @@ class Worker:
 
 
 class Supervisor:
-    """Runs workers until stopped. Their logs go to `log_file`, or with None to standard error."""
+    """Runs workers until stopped. Their logs go to `log`, or with None to standard error."""
 
-    def __init__(self, jobs: list[Job], drain_grace: float, log_file: Path | None = None) -> None:
+    def __init__(self, jobs: list[Job], drain_grace: float, log: LogFile | None = None) -> None:
         self.workers = [Worker(job) for job in jobs]
-        self._log_file = log_file
+        self._log = log
         self._drain_grace = drain_grace
-        self._stopping = False
+        self._stop = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._changed = asyncio.Condition()
 
@@ -82,65 +78,87 @@ class Supervisor:
 
     async def stop(self) -> None:
         """Ask all workers to drain, wait for them, and kill those that do not end."""
-        self._stopping = True
+        self._stop.set()
         for worker in self.workers:
-            if worker.process is not None and worker.process.returncode is None:
-                worker.process.terminate()
+            _signal(worker.process, signal.SIGTERM)
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=self._drain_grace + KILL_AFTER)
         for worker in self.workers:
-            if worker.process is not None and worker.process.returncode is None:
-                log.error("worker_killed", service=worker.job.service, pid=worker.process.pid)
-                worker.process.kill()
+            if _signal(worker.process, signal.SIGKILL):
+                log.error("worker_killed", service=worker.job.service, pid=worker.process and worker.process.pid)
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _keep(self, worker: Worker) -> None:
-        backoff = 0.1
-        while not self._stopping:
+        """Run a worker again and again, whatever becomes of it, until stopped."""
+        backoff = Backoff(FIRST_PAUSE, MOST_PAUSE)
+        while not self._stop.is_set():
             worker.restarts += 1
-            began = time.monotonic()
-            await self._run_once(worker)
+            backoff.begin()
+            try:
+                await self._run_once(worker)
+            except Exception as error:
+                # Such as no descriptors or no memory for another process: that passes.
+                worker.failure = str(error) or type(error).__name__
+                log.exception("worker_not_started", service=worker.job.service)
             worker.ready, worker.serving = None, False
             async with self._changed:
                 self._changed.notify_all()
-            if self._stopping:
+            if self._stop.is_set():
                 return
-            code = worker.process.returncode if worker.process else None
-            log.error("worker_ended", service=worker.job.service, exit_code=code)
-            backoff = 0.1 if time.monotonic() - began > 10 else min(backoff * 2, MAX_BACKOFF)
-            await asyncio.sleep(backoff)
+            if worker.process is not None:
+                log.error("worker_ended", service=worker.job.service, exit_code=worker.process.returncode)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stop.wait(), backoff.pause())
 
     def _where(self) -> str:
-        return str(self._log_file) if self._log_file else "the log above"
+        return str(self._log.path) if self._log else "the log above"
 
     async def _run_once(self, worker: Worker) -> None:
+        worker.process = None
         ours, theirs = socket.socketpair()
-        with theirs, ExitStack() as stack:
-            log_file = stack.enter_context(_appended(self._log_file)) if self._log_file else None
-            worker.process = await asyncio.create_subprocess_exec(
+        try:
+            with theirs:
+                process = worker.process = await self._spawn(theirs)
+            if self._stop.is_set():
+                # It was not there yet when all were told.
+                _signal(process, signal.SIGTERM)
+            try:
+                await self._converse(worker, process, ours)
+            finally:
+                if not self._stop.is_set():
+                    _signal(process, signal.SIGKILL)
+                await process.wait()
+        finally:
+            # The transport has closed it, if there was one.
+            ours.close()
+
+    async def _spawn(self, control: socket.socket) -> asyncio.subprocess.Process:
+        with ExitStack() as stack:
+            log_file = stack.enter_context(os.fdopen(self._log.open(), "ab")) if self._log else None
+            return await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
                 "inferplane.server.processes.worker",
                 "--control-fd",
-                str(theirs.fileno()),
-                pass_fds=[theirs.fileno()],
+                str(control.fileno()),
+                pass_fds=[control.fileno()],
                 stdin=asyncio.subprocess.DEVNULL,
                 stderr=log_file,
                 # Ctrl-C in a terminal is for us, who stop the services in an order in which none misses another.
                 start_new_session=True,
             )
-        reader, writer = await asyncio.open_unix_connection(sock=ours)
+
+    async def _converse(self, worker: Worker, process: asyncio.subprocess.Process, control: socket.socket) -> None:
+        reader, writer = await asyncio.open_unix_connection(sock=control)
         try:
             with contextlib.suppress(ConnectionError):
-                writer.write(json.dumps(asdict(worker.job)).encode() + b"\n")
+                job = replace(worker.job, restarts=worker.restarts)
+                writer.write(json.dumps(asdict(job)).encode() + b"\n")
                 await writer.drain()
                 if await self._follow(worker, reader):
                     # It has hung up and is on its way out; what it has to say is still to be written.
                     with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(worker.process.wait(), EXIT_TIMEOUT)
-            if not self._stopping and worker.process.returncode is None:
-                worker.process.kill()
-            await worker.process.wait()
+                        await asyncio.wait_for(process.wait(), EXIT_TIMEOUT)
         finally:
             writer.close()
 
@@ -152,7 +170,7 @@ class Supervisor:
                 line = await asyncio.wait_for(reader.readline(), limit)
             except TimeoutError:
                 log.warning("worker_hung", service=worker.job.service, pid=worker.process and worker.process.pid)
-                if self._stopping:
+                if self._stop.is_set():
                     continue
                 return False
             if not line:
@@ -167,3 +185,12 @@ class Supervisor:
                 worker.serving = Heartbeat(**message).serving
             async with self._changed:
                 self._changed.notify_all()
+
+
+def _signal(process: asyncio.subprocess.Process | None, number: signal.Signals) -> bool:
+    """Send a signal to a process that is still there; whether it was."""
+    if process is None or process.returncode is not None:
+        return False
+    with contextlib.suppress(ProcessLookupError):
+        process.send_signal(number)
+    return True

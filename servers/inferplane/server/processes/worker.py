@@ -21,6 +21,7 @@ import uvloop
 from inferplane.server.bootstrap import run_service
 from inferplane.server.logging import configure_logging
 from inferplane.server.processes.metrics_endpoint import metrics_endpoint
+from inferplane.server.processes.process_metrics import ProcessMetrics
 from inferplane.server.processes.protocol import HEARTBEAT_INTERVAL, Failed, Heartbeat, Job, Ready
 from inferplane.server.settings import ServiceName, Settings, address
 from inferplane.server.telemetry import configure_tracing
@@ -32,7 +33,7 @@ async def work(job: Job, reader: asyncio.StreamReader, writer: asyncio.StreamWri
     """Serve until told to stop by SIGTERM, SIGINT or the supervisor's end."""
     settings = Settings.model_validate_json(job.settings)
     service = ServiceName(job.service)
-    configure_logging(settings.log_level, service=service.value)
+    output = configure_logging(settings.log_level, service=service.value)
     configure_tracing(service.value)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -41,6 +42,7 @@ async def work(job: Job, reader: asyncio.StreamReader, writer: asyncio.StreamWri
     addresses = (address(settings.listen, job.port), address(settings.listen, 0))
     async with run_service(service, settings, *addresses) as running:
         health = running.server.health
+        running.registry.register(ProcessMetrics(job.restarts, output))
         with metrics_endpoint(
             settings.listen, job.metrics_port, running.registry, lambda: bool(health.serving(""))
         ) as metrics_port:

@@ -65,7 +65,7 @@ class _HandlerCollector:
 
 
 class RpcServer:
-    """Register services, start, stop. `health` is its board."""
+    """Register services, start, stop. `health` is its board; `bodies.sweep` and `calls.sweep` must run beside it."""
 
     def __init__(self, settings: Settings, guards: Guards, *, max_message_size: int) -> None:
         self.health = health.HealthBoard()
@@ -77,7 +77,6 @@ class RpcServer:
         self._server = grpc.aio.server(options=channel_arguments(settings, max_message_size))
         self._services: list[str] = []
         self._grace = settings.drain_grace
-        self._sweeping: list[asyncio.Task[None]] = []
 
     def add_service(
         self,
@@ -116,7 +115,6 @@ class RpcServer:
         self._server.add_generic_rpc_handlers((self._pipeline.unknown(),))
         ports = [self._server.add_insecure_port(address) for address in addresses]
         await self._server.start()
-        self._sweeping = [asyncio.create_task(self.bodies.sweep()), asyncio.create_task(self.calls.sweep())]
         return ports
 
     async def stop(self) -> None:
@@ -127,8 +125,6 @@ class RpcServer:
         await stopping
         # The server returns before the handlers of calls that it aborted are through.
         await self.calls.finished()
-        for task in self._sweeping:
-            task.cancel()
 
     def _main_needs(self) -> frozenset[str]:
         return self.health.needs(self._services[0]) if self._services else frozenset()

@@ -2,30 +2,48 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
+from prometheus_client import CollectorRegistry, Counter, Gauge
+
+from inferplane.server.backoff import Backoff
 
 __all__ = ["Tasks"]
 
 log = structlog.get_logger()
 
-RESTART_DELAY = 1.0
+FIRST_PAUSE = 1.0
+MOST_PAUSE = 10.0
+
+Work = Callable[[], Coroutine[Any, Any, None]]
 
 
-@dataclass(slots=True)
 class Tasks:
-    """Background tasks of a service. One that fails is logged and started again; they end with the service."""
+    """Background tasks of a service, which end with it and not before.
 
-    _running: set["asyncio.Task[None]"] = field(default_factory=set)
+    One that ends otherwise, in whatever way, is logged, counted in `inferplane_background_task_restarts_total` and
+    started again after a pause of 1 to 10 seconds. `inferplane_background_task_running` is 1 while one runs.
+    """
 
-    def start(self, name: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Run `work` for the service's life."""
-        task = asyncio.create_task(self._supervise(name, work), name=name)
-        self._running.add(task)
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._restarts = Counter(
+            "inferplane_background_task_restarts", "Background tasks that ended.", ["task"], registry=registry
+        )
+        self._running = Gauge(
+            "inferplane_background_task_running",
+            "1 while the task runs, 0 while it waits.",
+            ["task"],
+            registry=registry,
+        )
 
-    def every(self, seconds: float, name: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    def start(self, name: str, work: Work) -> None:
+        """Run `work`, which should never return, for the service's life."""
+        self._restarts.labels(name)
+        self._tasks.add(asyncio.create_task(self._supervise(name, work), name=name))
+
+    def every(self, seconds: float, name: str, work: Work) -> None:
         """Run `work` again and again, first after `seconds`."""
 
         async def repeat() -> None:
@@ -37,15 +55,30 @@ class Tasks:
 
     async def stop(self) -> None:
         """Cancel all and wait for their ends."""
-        for task in self._running:
+        for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._running, return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _supervise(self, name: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    async def _supervise(self, name: str, work: Work) -> None:
+        backoff = Backoff(FIRST_PAUSE, MOST_PAUSE)
         while True:
-            try:
-                await work()
-                return
-            except Exception:
-                log.exception("background_task_failed", task=name)
-                await asyncio.sleep(RESTART_DELAY)
+            backoff.begin()
+            with self._running.labels(name).track_inprogress():
+                await self._run(name, work)
+            self._restarts.labels(name).inc()
+            await asyncio.sleep(backoff.pause())
+
+    async def _run(self, name: str, work: Work) -> None:
+        """Run `work` once. Raises only what ends the task itself: its cancellation, and the closing of the loop."""
+        try:
+            await work()
+        except GeneratorExit:
+            raise
+        except BaseException as error:
+            # A library's own CancelledError comes without anybody having asked this task to end.
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+                raise
+            log.exception("background_task_failed", task=name)
+        else:
+            log.error("background_task_returned", task=name)

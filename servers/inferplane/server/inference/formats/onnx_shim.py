@@ -4,8 +4,13 @@ Triton imports this file as `model.py` from a version's folder, beside `model.on
 Triton's, so it imports nothing of Inferplane.
 """
 
+import json
 import os
 import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +20,20 @@ import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]
 
 _MAX_THREADS = 4
 _LOGGED_FAILURES = 10
+_LOOK_AFTER_CALLERS = 0.5
 
 
 class TritonPythonModel:
-    """Serves `model.onnx` tensor for tensor; a scalar travels as shape [1], which Triton demands."""
+    """Serves `model.onnx` tensor for tensor; a scalar travels as shape [1], which Triton demands.
+
+    Outputs come in the model's own order, whatever order and number of them a request names. A run whose caller has
+    left or whose time is over ends at the model's next node.
+    """
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load the model. `args` are Triton's: `model_repository` is a path, `model_version` a number."""
         repository = Path(args["model_repository"])
-        _record(repository)
+        _record(args, loaded=False)
         self._name = args["model_name"]
         self._failures = 0
         self._session = ort.InferenceSession(
@@ -32,6 +42,9 @@ class TritonPythonModel:
             providers=["CPUExecutionProvider"],
         )
         self._inputs = {spec.name: spec for spec in self._session.get_inputs()}
+        self._outputs = [spec.name for spec in self._session.get_outputs()]
+        self._callers = _Callers()
+        _record(args, loaded=True)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer every request by itself, so that a bad one does not fail its neighbours."""
@@ -40,7 +53,17 @@ class TritonPythonModel:
     def _answer(self, request: Any) -> Any:
         try:
             feed = {name: self._input(request, name) for name in self._inputs}
-            return pb_utils.InferenceResponse(self._run(request.requested_output_names(), feed))
+            # Triton gives the names as a set, which has another order in each process.
+            requested = request.requested_output_names()
+            names = [name for name in self._outputs if name in requested]
+            with self._callers.watching(request) as options:
+                try:
+                    outputs = self._run(names, feed, options)
+                except Exception:
+                    if options.terminate:
+                        return _refusal("the caller has left", pb_utils.TritonError.CANCELLED)
+                    raise
+            return pb_utils.InferenceResponse(outputs)
         except _RejectedError as rejection:
             return _refusal(str(rejection), pb_utils.TritonError.INVALID_ARG)
         except Exception as error:  # noqa: BLE001 - whatever the runtime raises concerns this request alone
@@ -58,9 +81,9 @@ class TritonPythonModel:
         # An empty list is a scalar's shape; Triton passed it as one element.
         return values.reshape(()) if spec.shape == [] else values
 
-    def _run(self, names: list[str], feed: dict[str, Any]) -> list[Any]:
+    def _run(self, names: list[str], feed: dict[str, Any], options: Any) -> list[Any]:
         try:
-            outputs = self._session.run(names, feed)
+            outputs = self._session.run(names, feed, options)
         except (ort.capi.onnxruntime_pybind11_state.InvalidArgument, ValueError) as error:
             self._log(error)
             shapes = ", ".join(f"'{name}' {list(values.shape)}" for name, values in feed.items())
@@ -73,6 +96,38 @@ class TritonPythonModel:
         if self._failures <= _LOGGED_FAILURES:
             text = " ".join(str(error).split())[:500]
             print(f"{self._name}: {type(error).__name__}: {text}", file=sys.stderr, flush=True)  # noqa: T201 - Triton's log
+
+
+class _Callers:
+    """Ends a run that nobody waits for: at the caller's end or deadline Triton cancels the request."""
+
+    def __init__(self) -> None:
+        self._current: tuple[Any, Any] | None = None
+        self._lock = threading.Lock()
+        threading.Thread(target=self._look, daemon=True).start()
+
+    @contextmanager
+    def watching(self, request: Any) -> Iterator[Any]:
+        """The options to run `request` with."""
+        options = ort.RunOptions()
+        self._current = (request, options)
+        try:
+            yield options
+        finally:
+            # Once the answer is made, Triton must not be asked about the request any more.
+            with self._lock:
+                self._current = None
+
+    def _look(self) -> None:
+        before = None
+        while True:
+            time.sleep(_LOOK_AFTER_CALLERS)
+            with self._lock:
+                # Only of a run that has lasted since the last look, so that quick ones never pay for it.
+                if self._current is not None and self._current is before:
+                    request, options = self._current
+                    options.terminate = request.is_cancelled()
+                before = self._current
 
 
 class _RejectedError(Exception):
@@ -89,11 +144,13 @@ def _session_options() -> Any:
     return options
 
 
-def _record(repository: Path) -> None:
-    """Tell the owner of an embedded Triton which folder a killed Triton would leave behind."""
+def _record(args: dict[str, str], *, loaded: bool) -> None:
+    """Tell the owner of an embedded Triton which process runs the model, and whether it is loaded."""
     records = os.environ.get("INFERPLANE_TRITON_FOLDERS")
     if records:
-        (Path(records) / repository.name).touch()
+        told = {"pid": os.getpid(), "name": args["model_name"], "version": args["model_version"]}
+        told["since"] = time.monotonic_ns() if loaded else 0
+        (Path(records) / Path(args["model_repository"]).name).write_text(json.dumps(told))
 
 
 def _decode(name: str, values: Any) -> Any:
