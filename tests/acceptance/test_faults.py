@@ -133,6 +133,17 @@ async def test_killing_triton_stops_inference_alone_and_both_recover(own_up: Up,
         await until_predicts(plane, 5)
 
 
+async def test_a_model_whose_process_was_killed_is_served_again(own_up: Up, tmp_path: Path) -> None:
+    async with own_up.admin() as plane:
+        await deploy(plane, tmp_path)
+        (triton,) = tritons(own_up)
+        (stub,) = triton.children()
+        stub.kill()
+        await asyncio.to_thread(wait_for, lambda: [p.pid for p in triton.children()] not in ([], [stub.pid]), 60)
+        await until_predicts(plane, 30)
+        assert tritons(own_up) == [triton]
+
+
 async def test_a_stream_that_loses_triton_ends_as_unavailable(own_up: Up, tmp_path: Path) -> None:
     up = own_up
     async with up.admin() as plane:
