@@ -71,10 +71,10 @@ LARGE: dict[str, Callable[[], bytes]] = {
 @pytest.mark.parametrize("what", LARGE)
 def test_a_large_typed_request_is_refused_before_it_is_parsed(what: str) -> None:
     body = LARGE[what]()
-    began = time.process_time()
+    began = time.thread_time()
     with pytest.raises(InferplaneError) as refused:
         check_typed_size(body)
-    assert time.process_time() - began < 0.1
+    assert time.thread_time() - began < 0.2
     assert reason_name(refused.value.reason) in ("INVALID_FIELD", "MESSAGE_TOO_LARGE")
 
 
