@@ -14,7 +14,7 @@ from typing import Any
 
 import grpc
 
-from inferplane.server.inference.dataplane.wire import length_prefixed
+from inferplane.server.inference.wire import length_prefixed
 
 MIB = 1 << 20
 METHODS = (

@@ -12,7 +12,7 @@ from tritonclient.grpc import service_pb2
 from inferplane.server.errors import InferplaneError
 from inferplane.server.inference.dataplane import request as dataplane_request
 from inferplane.server.inference.dataplane.request import InferRequest, check_request, read_envelope, read_head
-from inferplane.server.inference.dataplane.wire import length_prefixed
+from inferplane.server.inference.wire import length_prefixed
 from inferplane.server.rpc.errors import reason_name
 from inferplane.server.tensors import Signature, TensorSpec
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from inferplane.inference.v1.inference_service_pb2 import PredictRequest
 from inferplane.inference.v1.tensor_pb2 import Tensor
 from inferplane.server.errors import InferplaneError
-from inferplane.server.inference.dataplane.wire import length_prefixed
 from inferplane.server.inference.typed_tensors import check_typed_size, raw_contents, typed_tensor
+from inferplane.server.inference.wire import length_prefixed
 from inferplane.server.rpc.errors import reason_name
 from inferplane.server.tensors import NUMPY_TYPES
 

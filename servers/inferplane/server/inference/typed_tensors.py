@@ -10,7 +10,7 @@ import numpy as np
 from inferplane.common.v1.errors_pb2 import ErrorReason
 from inferplane.inference.v1.tensor_pb2 import Tensor
 from inferplane.server.errors import InferplaneError, invalid_field
-from inferplane.server.inference.dataplane.wire import LENGTH_DELIMITED, TooManyFieldsError, scan
+from inferplane.server.inference.wire import LENGTH_DELIMITED, TooManyFieldsError, scan
 from inferplane.server.tensors import DATATYPES, NUMPY_TYPES
 
 __all__ = ["MAX_TYPED_ELEMENTS", "check_typed_size", "raw_contents", "typed_tensor"]

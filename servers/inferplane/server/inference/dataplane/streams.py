@@ -14,7 +14,7 @@ from inferplane.server.access.admission import Admission
 from inferplane.server.errors import InferplaneError
 from inferplane.server.ids import uuid7_text
 from inferplane.server.inference.dataplane.forwarder import Forwarder
-from inferplane.server.inference.dataplane.wire import length_prefixed
+from inferplane.server.inference.wire import length_prefixed
 from inferplane.server.rpc.call import Call
 from inferplane.server.rpc.errors import public_message
 
