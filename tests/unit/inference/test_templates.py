@@ -54,3 +54,12 @@ def test_templates_are_bounded_in_number_and_size() -> None:
     large = message([b"1"], name="m" * 2000)
     templates.remember(large, raw_contents(large), "known")
     assert templates.find(large) is None
+
+
+def test_many_heads_of_one_length_are_all_found_and_the_newest_of_equal_ones() -> None:
+    templates = Templates[str](64)
+    bodies = [message([b"1"], name=f"m{number}") for number in range(9)]
+    for turn in range(3):
+        for body in bodies:
+            templates.remember(body, raw_contents(body), f"{turn}")
+    assert [templates.find(body) for body in bodies] == ["2"] * 9

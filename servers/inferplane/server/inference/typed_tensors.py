@@ -87,9 +87,7 @@ def raw_contents(tensor: Tensor, path: str) -> bytes:
 
 def _packed(values: Sequence[Any], datatype: str, path: str) -> bytes:
     dtype = np.dtype(NUMPY_TYPES[datatype])
-    wide = np.fromiter(
-        values, {"i": "<i8", "u": "<i8", "f": "<f8", "b": "?"}[dtype.kind] if datatype != "UINT64" else "<u8"
-    )
+    wide = np.fromiter(values, _WIDEST[_FIELDS[datatype]])
     if dtype.kind in "iu" and wide.size:
         bounds = np.iinfo(dtype)
         if wide.min() < bounds.min or wide.max() > bounds.max:
