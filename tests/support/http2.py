@@ -17,6 +17,8 @@ Headers = Sequence[tuple[str, str]]
 class RawConnection:
     """One connection. Bytes sent count per stream; what the server answers is kept as its headers and as resets."""
 
+    reads_answers = True
+
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, host: str) -> None:
         self._reader = reader
         self._writer = writer
@@ -45,8 +47,9 @@ class RawConnection:
         await self._flush()
         return stream
 
-    async def send(self, stream: int, data: bytes) -> bool:
-        """Send as much of `data` as the server lets us; whether all of it went before the stream ended."""
+    async def send(self, stream: int, data: bytes, *, last: bool = False) -> bool:
+        """Send as much of `data` as the server lets us; whether all of it went before the stream ended. `last` ends
+        our side of the stream with it."""
         view = memoryview(data)
         while view and stream not in self.ended:
             try:
@@ -63,6 +66,9 @@ class RawConnection:
                 return False
             self._changed.clear()
             await self._changed.wait()
+        if last and not view and stream not in self.ended:
+            self._http2.end_stream(stream)
+            await self._flush()
         return not view
 
     async def receive(self) -> None:
@@ -75,7 +81,7 @@ class RawConnection:
                     )
                 elif isinstance(event, h2.events.StreamEnded | h2.events.StreamReset):
                     self.ended.add(event.stream_id)
-                elif isinstance(event, h2.events.DataReceived):
+                elif isinstance(event, h2.events.DataReceived) and self.reads_answers:
                     self._http2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
             self._changed.set()
             await self._flush()

@@ -17,6 +17,7 @@ from inferplane.server.identity.verification import Verifier
 from inferplane.server.inference.dataplane.forwarder import Forwarder, Window
 from inferplane.server.inference.dataplane.handlers import fused_handlers
 from inferplane.server.inference.dataplane.outcome import Outcomes
+from inferplane.server.inference.dataplane.unread import UnreadAnswers
 from inferplane.server.inference.records.notes import Notes
 from inferplane.server.inference.triton_link import SERVICE, TritonLink
 from inferplane.server.rpc.interceptors import Guards
@@ -155,6 +156,7 @@ class DataPlane(Stand):
     triton: Triton
     notes: Notes
     forwarder: Forwarder
+    unread: UnreadAnswers
     verifier: AnyToken
     routes: list[Route]
     grants: list[GrantRow]
@@ -188,8 +190,10 @@ async def data_plane(
     def register(server: RpcServer, admission: Admission, registry: CollectorRegistry) -> None:
         notes = parts["notes"] = Notes(registry)
         outcomes = Outcomes(notes, registry)
+        unread = parts["unread"] = UnreadAnswers()
         forwarder = parts["forwarder"] = Forwarder(link, admission, outcomes, 30, window)
-        fused = fused_handlers(forwarder, admission, outcomes, server.calls, server.bodies, options.get("idle", 30))
+        idle = options.get("idle", 30)
+        fused = fused_handlers(forwarder, admission, outcomes, server.calls, server.bodies, unread, idle)
         server.add_handlers(SERVICE, {}, (), fused=fused)
 
     try:
@@ -197,6 +201,7 @@ async def data_plane(
             plane = DataPlane(stand.server, stand.address, stand.channel, stand.registry)
             plane.triton, plane.notes, plane.verifier = triton, parts["notes"], verifier
             plane.routes, plane.grants, plane.forwarder = held, grants, parts["forwarder"]
+            plane.unread = parts["unread"]
             yield plane
     finally:
         await link.channel.close()

@@ -16,7 +16,7 @@ PIECE = select.PIPE_BUF
 
 
 class StandardError:
-    """Writes without ever raising, and without waiting longer than PATIENCE seconds for whoever reads.
+    """Writes without ever raising, and without waiting longer than PATIENCE seconds a second for whoever reads.
 
     What cannot be written is dropped and counted in `lost`. A reader that was once too slow is not waited for again
     until it has read; then one line says how many were lost. Safe in threads and in signal handlers.
@@ -30,6 +30,8 @@ class StandardError:
         self._lock = RLock()
         self._stalled = False
         self._torn = False
+        self._second = 0.0
+        self._waited = 0.0
         self._poll = _poll(self._descriptor)
 
     def write(self, text: str) -> None:
@@ -48,15 +50,23 @@ class StandardError:
             sys.stderr.write(text)
             return
         rest = memoryview(text.encode("utf-8", "backslashreplace"))
-        deadline = time.monotonic() + (0 if self._stalled else PATIENCE)
         while rest:
-            if self._poll and not self._poll.poll(max(0, deadline - time.monotonic()) * 1000):
+            if self._poll and not self._ready(self._poll):
                 self._stalled = True
                 raise TimeoutError
             written = os.write(self._descriptor, rest[:PIECE] if self._poll else rest)
             rest = rest[written:]
             self._torn = bool(rest)
         self._stalled = False
+
+    def _ready(self, poll: "select.poll") -> bool:
+        """Whether the reader takes something, asked for as long as there is patience left in this second."""
+        began = time.monotonic()
+        if began - self._second >= 1:
+            self._second, self._waited = began, 0.0
+        ready = bool(poll.poll(0 if self._stalled else max(0.0, PATIENCE - self._waited) * 1000))
+        self._waited += time.monotonic() - began
+        return ready
 
 
 def _descriptor() -> int | None:

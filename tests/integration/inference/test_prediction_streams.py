@@ -9,9 +9,11 @@ import grpc
 import pytest
 from tritonclient.grpc import service_pb2
 
-from inferplane.server.inference.dataplane import streams
+from inferplane.server.inference.dataplane import forwarder, streams
 from tests.support.mesh import error_info, failure, until
 from tests.support.stand import DataPlane, data_plane, echo, infer_request
+
+MIB = 1 << 20
 
 
 def parsed(answer: bytes) -> service_pb2.ModelStreamInferResponse:
@@ -164,6 +166,54 @@ async def test_parts_of_a_sequence_reach_triton_one_after_the_other() -> None:
         plane.triton.answer = count
         await exchange(plane, *parts())
         assert most == 1
+
+
+async def test_a_request_that_nobody_foresaw_is_answered_by_an_error_and_the_next_ones_go_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken(body: bytes) -> Any:
+        raise ZeroDivisionError
+
+    async with data_plane() as plane:
+        call = await open_stream(plane)
+        with monkeypatch.context() as patch:
+            patch.setattr(forwarder, "read_envelope", broken)
+            await call.write(infer_request(id="odd").SerializeToString())
+            assert parsed(await call.read()).error_message == "internal error"
+        await call.write(infer_request(id="2").SerializeToString())
+        assert parsed(await call.read()).infer_response.id == "2"
+        call.cancel()
+
+
+async def test_unknown_groups_are_passed_on_as_protobuf_does() -> None:
+    odd = infer_request().SerializeToString() + b"\xa3\x06\xa4\x06"
+    async with data_plane() as plane:
+        assert [answer.error_message for answer in await exchange(plane, odd, odd, infer_request())] == [""] * 3
+
+
+async def test_while_a_part_of_a_sequence_waits_no_more_is_read() -> None:
+    async def hang(_request: Any) -> Any:
+        await asyncio.Event().wait()
+
+    async with data_plane() as plane:
+        plane.triton.answer = hang
+        call = plane.stream()
+
+        async def write() -> None:
+            for _ in range(50):
+                part = infer_request(values=MIB // 4)
+                part.parameters["sequence_id"].int64_param = 5
+                await call.write(part.SerializeToString())
+
+        writing = asyncio.create_task(write())
+        await until(lambda: len(plane.triton.requests) == 1)
+        (running,) = plane.server.calls._calls
+        await asyncio.sleep(0.5)
+        assert not writing.done()
+        assert len(plane.triton.requests) == 1
+        assert running.method.streams
+        writing.cancel()
+        call.cancel()
 
 
 async def test_a_client_that_leaves_leaves_nothing_running() -> None:

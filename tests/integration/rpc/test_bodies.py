@@ -46,18 +46,50 @@ async def test_a_call_that_waits_for_its_turn_holds_little_of_its_body(monkeypat
         waiting.cancel()
 
 
-async def test_who_sends_slowly_has_a_share_and_is_refused_beyond_it() -> None:
+async def test_many_small_bodies_that_come_slowly_are_all_answered() -> None:
+    async with running(who_am_i(answer)) as server, raw_connection(server.address) as connection:
+        streams = [await connection.open(WHO, bearer()) for _ in range(60)]
+        body = b"\0" + (20).to_bytes(4, "big") + b"\x0a\x12" + bytes(18)
+        for part in (body[:7], body[7:15], body[15:]):
+            for stream in streams:
+                await connection.send(stream, part, last=part is body[15:])
+            await asyncio.sleep(2 * bodies.SLOW_AFTER)
+        await until(lambda: connection.ended >= set(streams))
+        assert {connection.trailers[stream]["grpc-status"] for stream in streams} == {"3"}
+
+
+async def test_slow_bodies_that_hold_too_much_are_refused_and_others_served() -> None:
     async with (
-        running(who_am_i(answer), slow_body_budget=8 * 64 * MIB) as server,
+        running(who_am_i(answer), slow_body_budget=32 * MIB) as server,
         raw_connection(server.address) as connection,
     ):
-        streams = [await pour(connection, WHO, bearer(), 10) for _ in range(10)]
-        # Half of eight places are one caller's.
-        await until(lambda: len(connection.ended) == 6)
-        assert connection.ended == set(streams[4:])
-        assert all(connection.trailers[stream]["grpc-status"] == "8" for stream in connection.ended)
+        pouring = asyncio.gather(*(pour(connection, WHO, bearer(), 30 * MIB) for _ in range(10)))
+        await until(lambda: len(connection.ended) >= 3, timeout=30)
+        assert {connection.trailers[stream]["grpc-status"] for stream in connection.ended} == {"8"}
         for user in ("alice", "bob"):
             await server.call(user=user)
+        pouring.cancel()
+
+
+async def test_anonymous_bodies_do_not_take_the_places_of_others() -> None:
+    async with (
+        running(who_am_i(answer)) as server,
+        raw_connection(server.address) as anonymous,
+        raw_connection(server.address) as connection,
+    ):
+        for _ in range(100):
+            await pour(anonymous, HEALTH, [], 10)
+        stream = await pour(connection, WHO, bearer(), 10)
+        await asyncio.sleep(5 * bodies.SLOW_AFTER)
+        assert stream not in connection.ended
+
+
+async def test_health_answers_beside_calls_from_its_address_that_never_send_their_body() -> None:
+    async with running(who_am_i(answer)) as server, raw_connection(server.address) as connection:
+        for _ in range(240):
+            await connection.open(HEALTH)
+        stub: Any = health_pb2_grpc.HealthStub(server.channel)
+        assert (await stub.Check(health_pb2.HealthCheckRequest(), timeout=10)).status == 1
 
 
 async def test_a_body_must_be_whole_in_time() -> None:

@@ -90,3 +90,13 @@ def test_bf16_travels_raw() -> None:
     with pytest.raises(InferplaneError) as refused:
         raw_contents(Tensor(name="x", datatype="BF16", shape=[1], doubles=Tensor.DoubleValues(values=[1])), "inputs[0]")
     assert refused.value.violations == (("inputs[0].values", "must be raw for BF16"),)
+
+
+@pytest.mark.parametrize("shape", [[1 << 62] * 7200, [1 << 40, 1 << 40], [-1]], ids=["rank", "size", "negative"])
+def test_a_shape_that_no_tensor_has_costs_nothing(shape: list[int]) -> None:
+    tensor = Tensor(name="x", datatype="FP32", shape=shape, doubles=Tensor.DoubleValues(values=[1]))
+    began = time.thread_time()
+    with pytest.raises(InferplaneError) as refused:
+        raw_contents(tensor, "inputs[0]")
+    assert time.thread_time() - began < 0.05
+    assert refused.value.violations[0][0] == "inputs[0].shape"

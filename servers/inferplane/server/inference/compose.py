@@ -8,6 +8,7 @@ from inferplane.server.inference.dataplane.forwarder import Forwarder
 from inferplane.server.inference.dataplane.handlers import fused_handlers
 from inferplane.server.inference.dataplane.open_inference import governed_handlers
 from inferplane.server.inference.dataplane.outcome import Outcomes
+from inferplane.server.inference.dataplane.unread import UnreadAnswers
 from inferplane.server.inference.deployments import Deployments
 from inferplane.server.inference.model_source import ModelSource
 from inferplane.server.inference.reconcile.loader import ModelLoader
@@ -36,7 +37,13 @@ async def compose(core: Core) -> None:
     outcomes = Outcomes(notes, core.registry)
     forward = Forwarder(link, core.admission, outcomes, core.settings.unary_deadline)
     fused = fused_handlers(
-        forward, core.admission, outcomes, core.server.calls, core.server.bodies, core.settings.stream_idle_limit
+        forward,
+        core.admission,
+        outcomes,
+        core.server.calls,
+        core.server.bodies,
+        UnreadAnswers(),
+        core.settings.stream_idle_limit,
     )
     # The main service first: the server as a whole serves as long as it does, with or without the database.
     core.server.add_handlers(SERVICE, governed_handlers(link, core.policy.current), (TRITON,), fused=fused)

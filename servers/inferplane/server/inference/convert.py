@@ -65,6 +65,9 @@ def predict_response(
 ) -> inference_service_pb2.PredictResponse:
     """Triton's answer as a typed one. Raises INVALID_FIELD for typed values of a large answer."""
     typed = encoding == inference_service_pb2.TENSOR_ENCODING_TYPED
+    if typed and (values := sum(math.prod(output.shape) for output in answer.outputs)) > MAX_TYPED_ELEMENTS:
+        problem = f"must be raw for an answer of {values} values, which is more than {MAX_TYPED_ELEMENTS}"
+        raise invalid_field("output_encoding", problem)
     target = answer.target
     return inference_service_pb2.PredictResponse(
         prediction_id=prediction_id,
@@ -77,7 +80,4 @@ def predict_response(
 def _tensor(output: Output, raw: bytes, *, typed: bool) -> tensor_pb2.Tensor:
     if not typed:
         return tensor_pb2.Tensor(name=output.name, datatype=output.datatype, shape=output.shape, raw=raw)
-    if (elements := math.prod(output.shape)) > MAX_TYPED_ELEMENTS:
-        problem = f"must be raw where an output has {elements} values, which is more than {MAX_TYPED_ELEMENTS}"
-        raise invalid_field("output_encoding", problem)
     return typed_tensor(output.name, output.datatype, output.shape, raw)

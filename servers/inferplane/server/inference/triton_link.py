@@ -85,7 +85,10 @@ class TritonLink:
             raise
         config = answer.config
         versions = config.version_policy.specific.versions
-        if len(versions) != 1 or not await self.model_ready(name, versions[0]):
+        if len(versions) != 1:
+            return None
+        asked = service_pb2.ModelReadyRequest(name=name, version=str(versions[0]))
+        if not (await self.stub.ModelReady(asked, metadata=self.metadata, timeout=CHECK_TIMEOUT)).ready:
             return None
         return Served(str(config.parameters[DIGEST_PARAMETER].string_value), int(versions[0]))
 

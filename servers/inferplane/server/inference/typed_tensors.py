@@ -1,6 +1,5 @@
 """Typed tensors of the contract to and from the Open Inference Protocol's raw contents."""
 
-import math
 import struct
 from collections.abc import Sequence
 from typing import Any
@@ -20,6 +19,8 @@ MAX_TYPED_BYTES = 128 << 10
 MAX_TYPED_ELEMENTS = 64 << 10
 """Values of a typed answer."""
 MAX_HEAD = 64 << 10
+MAX_RANK = 32
+MAX_ELEMENTS = 1 << 40
 MAX_PARTS = 4096
 _INPUTS, _RAW = 2, 4
 _TYPED = range(5, 10)
@@ -68,21 +69,33 @@ def raw_contents(tensor: Tensor, path: str) -> bytes:
         raise invalid_field(
             f"{path}.datatype", f"must be one of {', '.join(sorted(DATATYPES))}, not '{tensor.datatype[:16]}'"
         )
-    if any(size < 0 for size in tensor.shape):
-        raise invalid_field(f"{path}.shape", "must not hold negative sizes")
+    elements = _elements_of(tensor.shape, f"{path}.shape")
     if field == "raw":
         return tensor.raw
-    if field is None and math.prod(tensor.shape) == 0:
+    if field is None and elements == 0:
         return b""
     if field is None or field != _FIELDS.get(tensor.datatype):
         wanted = f"raw or {_FIELDS[tensor.datatype]}" if tensor.datatype in _FIELDS else "raw"
         raise invalid_field(f"{path}.values", f"must be {wanted} for {tensor.datatype}")
     values: Sequence[Any] = getattr(tensor, field).values
-    if len(values) != math.prod(tensor.shape):
-        raise invalid_field(f"{path}.{field}.values", f"must hold {math.prod(tensor.shape)} values for its shape")
+    if len(values) != elements:
+        raise invalid_field(f"{path}.{field}.values", f"must hold {elements} values for its shape, not {len(values)}")
     if field == "strings":
         return b"".join(struct.pack("<I", len(text)) + text for text in (value.encode() for value in values))
     return _packed(values, tensor.datatype, f"{path}.{field}.values")
+
+
+def _elements_of(shape: Sequence[int], path: str) -> int:
+    if len(shape) > MAX_RANK:
+        raise invalid_field(path, f"must have at most {MAX_RANK} dimensions, not {len(shape)}")
+    elements = 1
+    for size in shape:
+        if size < 0:
+            raise invalid_field(path, "must not hold negative sizes")
+        elements *= size
+        if elements > MAX_ELEMENTS:
+            raise invalid_field(path, f"must be of at most {MAX_ELEMENTS} values")
+    return elements
 
 
 def _packed(values: Sequence[Any], datatype: str, path: str) -> bytes:

@@ -172,14 +172,15 @@ class Mesh:
     async def _bound_logs(self) -> None:
         while True:
             written = [part.log for part in (self, self.postgres, self.triton) if part and part.log]
-            try:
-                for file in written:
+            pause = LOG_INTERVAL
+            for file in written:
+                try:
                     await asyncio.to_thread(file.bound)
-            except Exception:
-                # Such as a full disk, on which the log does not grow either.
-                log.exception("log_not_bounded")
-                await asyncio.sleep(LOG_PAUSE)
-            await asyncio.sleep(LOG_INTERVAL)
+                except Exception:
+                    # Such as a full disk, on which the log does not grow either.
+                    log.exception("log_not_bounded")
+                    pause = LOG_PAUSE
+            await asyncio.sleep(pause)
 
     def _port(self, service: ServiceName) -> int:
         return self.settings.base_port and self.settings.base_port + list(ServiceName).index(service)

@@ -21,7 +21,9 @@ __all__ = ["Supervisor", "Worker", "WorkerStartError"]
 log = structlog.get_logger()
 
 START_TIMEOUT = 30.0
-HUNG_AFTER = 4.0
+HUNG_AFTER = 3.0
+LAST_LOOK = 1.0
+"""Seconds without a word from a worker before it is taken for hung: HUNG_AFTER, and then LAST_LOOK."""
 FIRST_PAUSE = 0.2
 MOST_PAUSE = 5.0
 KILL_AFTER = 5.0
@@ -167,7 +169,7 @@ class Supervisor:
         limit = START_TIMEOUT
         while True:
             try:
-                line = await asyncio.wait_for(reader.readline(), limit)
+                line = await _next_line(reader, limit)
             except TimeoutError:
                 log.warning("worker_hung", service=worker.job.service, pid=worker.process and worker.process.pid)
                 if self._stop.is_set():
@@ -185,6 +187,17 @@ class Supervisor:
                 worker.serving = Heartbeat(**message).serving
             async with self._changed:
                 self._changed.notify_all()
+
+
+async def _next_line(reader: asyncio.StreamReader, limit: float) -> bytes:
+    """The next line; TimeoutError where none comes within `limit` seconds of our own attention.
+
+    If this process itself was stopped or starved, what the worker said meanwhile is there and only has to be read.
+    """
+    try:
+        return await asyncio.wait_for(reader.readline(), limit)
+    except TimeoutError:
+        return await asyncio.wait_for(reader.readline(), LAST_LOOK)
 
 
 def _signal(process: asyncio.subprocess.Process | None, number: signal.Signals) -> bool:

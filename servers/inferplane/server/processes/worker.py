@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import json
 import os
+import resource
 import signal
 import socket
 import sys
@@ -75,8 +76,15 @@ async def _watch(reader: asyncio.StreamReader, stop: asyncio.Event) -> None:
     stop.set()
 
 
+def _allow_descriptors() -> None:
+    """As many as the system lets us have: each connection is one, and the usual limit is below `max_connections`."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 async def main(control_fd: int) -> None:
     """Receive the job and work."""
+    _allow_descriptors()
     control = socket.socket(fileno=control_fd)
     os.set_inheritable(control_fd, False)
     reader, writer = await asyncio.open_unix_connection(sock=control, limit=1 << 20)

@@ -51,6 +51,11 @@ class Call:
         for check in self.checks:
             check(message)
 
+    @property
+    def peer(self) -> str:
+        """The address that the call comes from, without its port."""
+        return str(self.context.peer()).rpartition(":")[0]
+
     def end(self, error: InferplaneError) -> None:
         """End the call with `error`, from outside of its task."""
         if self.ending is None and self.task is not None:

@@ -46,6 +46,9 @@ def at_most(size: int) -> BodyCheck:
     return check
 
 
+UNKNOWN = "unknown"
+
+
 class Pipeline:
     """Wraps handlers, and answers calls of methods that do not exist. `check` is what bodies must pass where a
     service names nothing else."""
@@ -115,6 +118,8 @@ class Pipeline:
             stack.enter_context(self._calls.tracking(call))
             for interceptor in self._interceptors:
                 await stack.enter_async_context(interceptor(call))
+            if method.streams and method.service != UNKNOWN:
+                self._calls.claim_stream(call)
             yield call
 
     async def _read_stream(
@@ -159,7 +164,7 @@ class _UnknownMethods(grpc.GenericRpcHandler):
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Handler:
         service, _, name = handler_call_details.method.strip("/").rpartition("/")
         # One label for all of them: a caller must not be able to fill the metrics with names.
-        method = Method("/unknown", "unknown", "unknown", AccessRule(public=True), streams=True)
+        method = Method("/unknown", UNKNOWN, UNKNOWN, AccessRule(public=True), streams=True)
 
         async def refuse(_requests: AsyncIterator[bytes], context: Context) -> None:
             async with self._pipeline.around(method, context):

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +18,11 @@ __all__ = ["RunningCalls"]
 log = structlog.get_logger()
 
 SWEEP_INTERVAL = 0.5
+AT_ONCE = 50
+"""Streams that are looked at before others get their turn."""
+MOST_STREAMS = 100
+MOST_STREAMS_IN_ALL = 5000
+"""Streams of one caller and of all, in one process."""
 
 
 class RunningCalls:
@@ -26,6 +32,8 @@ class RunningCalls:
         self._max_stream_age = max_stream_age
         self._calls: set[Call] = set()
         self._draining = False
+        self._streams_of: Counter[str] = Counter()
+        self._claims: dict[Call, str] = {}
 
     @contextmanager
     def tracking(self, call: Call) -> Iterator[None]:
@@ -42,16 +50,30 @@ class RunningCalls:
         if self._draining and call.method.streams:
             call.end(_shutting_down())
 
+    def claim_stream(self, call: Call) -> None:
+        """Count a stream against its caller, or where nobody is known its address; raises OVERLOADED."""
+        caller = call.peer if call.method.access.public else call.principal.subject
+        if self._streams_of[caller] >= MOST_STREAMS or len(self._claims) >= MOST_STREAMS_IN_ALL:
+            raise InferplaneError.overloaded("too many streams are open")
+        self._streams_of[caller] += 1
+        self._claims[call] = caller
+
     def discard(self, call: Call) -> None:
         """The call is through."""
         self._calls.discard(call)
+        if (caller := self._claims.pop(call, None)) is not None:
+            self._streams_of[caller] -= 1
+            if not self._streams_of[caller]:
+                del self._streams_of[caller]
 
     async def sweep(self) -> None:
         """End the streams that must not go on, until cancelled."""
         while True:
             await asyncio.sleep(SWEEP_INTERVAL)
             oldest = time.monotonic() - self._max_stream_age
-            for call in [call for call in self._calls if call.method.streams]:
+            for number, call in enumerate([call for call in self._calls if call.method.streams]):
+                if number % AT_ONCE == AT_ONCE - 1:
+                    await asyncio.sleep(0)
                 if call.started < oldest:
                     call.end(InferplaneError(ErrorReason.ERROR_REASON_STREAM_EXPIRED, retry_after=0.1))
                 elif (lost := _lost(call)) is not None:

@@ -20,7 +20,9 @@ __all__ = ["RpcServer"]
 REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 METADATA_LIMIT = 64 << 10
 LOOKAHEAD = 64 << 10
-NEVER = 2**31 - 1
+STREAM_GRACE = 15.0
+MAX_CONNECTION_IDLE_MS = 600_000
+HANDSHAKE_MS = 10_000
 USUAL_BODY = 1 << 20
 """Bytes of a request where its service allows no more: to parse 4 MiB of empty parts would take half a second."""
 STREAM_FAREWELL = 0.2
@@ -43,9 +45,11 @@ def channel_arguments(settings: Settings, max_message_size: int) -> list[tuple[s
         ("grpc.keepalive_timeout_ms", 20_000),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+        ("grpc.max_connection_idle_ms", MAX_CONNECTION_IDLE_MS),
+        ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
         ("grpc.max_connection_age_ms", int(settings.max_connection_age * 1000)),
-        # Streams are ended by us, with a reason; gRPC would just cut them.
-        ("grpc.max_connection_age_grace_ms", NEVER),
+        # Streams are ended by us, with a reason, when they are as old; gRPC just cuts what is left then.
+        ("grpc.max_connection_age_grace_ms", int((settings.max_connection_age + STREAM_GRACE) * 1000)),
         ("grpc.so_reuseport", 1),
         ("grpc.enable_channelz", 0),
     ]
@@ -70,7 +74,7 @@ class RpcServer:
     def __init__(self, settings: Settings, guards: Guards, *, max_message_size: int) -> None:
         self.health = health.HealthBoard()
         self.calls = RunningCalls(settings.max_connection_age)
-        self.bodies = BodyReader(max_message_size, settings.slow_body_budget, settings.unary_deadline)
+        self.bodies = BodyReader(settings.slow_body_budget, settings.unary_deadline)
         self._pipeline = Pipeline(
             interceptors(guards), guards.deadlines.pace, self.calls, self.bodies, at_most(USUAL_BODY)
         )

@@ -34,6 +34,7 @@ class Leadership:
     def __init__(self, connect: Connect, lock: int) -> None:
         self._connect = connect
         self._lock = lock
+        self._pause = START
 
     async def run(self, work: Work) -> None:
         """Do `work` whenever this process leads, until cancelled; work that ends or fails gives leadership up.
@@ -53,10 +54,12 @@ class Leadership:
         connection.add_termination_listener(lambda _: lost.set())
         try:
             # Polled: waiting inside PostgreSQL would outlast the connection's command timeout.
-            pause = START
+            pause = self._pause
             while not await connection.fetchval("SELECT pg_try_advisory_lock($1)", self._lock):
                 pause = TAKEOVER
                 await asyncio.sleep(INTERVAL)
+            # Whoever leads or led before, from the second time on somebody may.
+            self._pause = TAKEOVER
             await _first_to_end(_after(pause, work), lost.wait(), _answers(connection))
         finally:
             connection.terminate()

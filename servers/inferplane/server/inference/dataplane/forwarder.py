@@ -47,12 +47,12 @@ ANSWERS = 4
 class Window(NamedTuple):
     """How much is under way to Triton at once, and how much may wait for it; all in bytes, of all callers and of one.
 
-    A call counts as its body and CALL_COST, so 64 small calls of one caller, or a few large ones, are under way:
+    A call counts as its body and CALL_COST, so 128 small calls of one caller, or a few large ones, are under way:
     enough to keep Triton busy, few enough that another caller's next call does not wait long.
     """
 
     capacity: int = 128 << 20
-    each: int = 4 << 20
+    each: int = 8 << 20
     waiting: int = 512 << 20
     waiting_each: int = 128 << 20
 
@@ -143,8 +143,8 @@ class Forwarder:
         attempt.named(request.head.id)
         _check(request, route)
         admitted = _Admitted(route.deployment, route.target, request.requested)
-        if not request.head.id:
-            self._known.remember(body, raw_contents(body), admitted)
+        if not request.head.id and (contents := raw_contents(body)):
+            self._known.remember(body, contents, admitted)
         return admitted, route
 
     def _route(self, principal: Principal, name: str) -> Route:

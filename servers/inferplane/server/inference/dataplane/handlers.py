@@ -12,6 +12,7 @@ from inferplane.server.access.admission import Admission
 from inferplane.server.inference.dataplane.forwarder import Forwarder
 from inferplane.server.inference.dataplane.outcome import Outcomes
 from inferplane.server.inference.dataplane.streams import PredictionStream
+from inferplane.server.inference.dataplane.unread import UnreadAnswers
 from inferplane.server.inference.triton_link import SERVICE
 from inferplane.server.rpc.bodies import BodyReader
 from inferplane.server.rpc.call import Call, Context
@@ -32,6 +33,7 @@ def fused_handlers(
     outcomes: Outcomes,
     calls: RunningCalls,
     bodies: BodyReader,
+    unread: UnreadAnswers,
     stream_idle_limit: float,
 ) -> Mapping[str, Handler]:
     """The two handlers. `stream_idle_limit` is in seconds."""
@@ -42,6 +44,7 @@ def fused_handlers(
         try:
             call.principal = await admission.authenticate(call.context.invocation_metadata() or ())
             admission.authorize_somewhere(call.principal, unary.access.permission.permission)
+            unread.check(call.principal.subject)
             return await bodies.read(call)
         except BaseException as error:
             outcomes.turned_away(call.request_id, call.principal.subject, call.ending or error)
@@ -60,6 +63,7 @@ def fused_handlers(
         finally:
             calls.discard(call)
         context.set_trailing_metadata(((PREDICTION_ID_KEY, call.request_id), (REQUEST_ID_KEY, call.request_id)))
+        unread.hold_until_sent(call.task, call.principal.subject, len(answer.data))
         return answer.data
 
     async def model_stream_infer(_requests: Any, context: Context) -> None:
@@ -69,11 +73,12 @@ def fused_handlers(
                 try:
                     call.principal = await admission.authenticate(context.invocation_metadata() or ())
                     admission.authorize_somewhere(call.principal, streaming.access.permission.permission)
+                    calls.claim_stream(call)
                 except BaseException as error:
                     outcomes.turned_away(call.request_id, call.principal.subject, call.ending or error)
                     raise
                 context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))
-                await PredictionStream(call, forwarder, admission, stream_idle_limit).run()
+                await PredictionStream(call, forwarder, admission, unread, stream_idle_limit).run()
 
     return {
         "ModelInfer": grpc.stream_unary_rpc_method_handler(model_infer),

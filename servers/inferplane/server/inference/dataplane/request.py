@@ -68,8 +68,12 @@ class InferRequest(NamedTuple):
 
 
 def raw_contents(data: bytes) -> list[tuple[int, int]]:
-    """Where the raw contents of a request that was read lie, from and to."""
-    fields = scan(data, 0, len(data), MAX_FIELDS)
+    """Where the raw contents of a request that was read lie, from and to; none where it is odd in a way that protobuf
+    allows and a scan does not."""
+    try:
+        fields = scan(data, 0, len(data), MAX_FIELDS)
+    except (ValueError, TooManyFieldsError):
+        return []
     return [(f.start, f.end) for f in fields if f.number == _RAW and f.wire_type == LENGTH_DELIMITED]
 
 

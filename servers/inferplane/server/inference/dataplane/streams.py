@@ -5,6 +5,7 @@ import contextlib
 import time
 
 import grpc
+import structlog
 from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2
 
@@ -14,11 +15,14 @@ from inferplane.server.access.admission import Admission
 from inferplane.server.errors import InferplaneError
 from inferplane.server.ids import uuid7_text
 from inferplane.server.inference.dataplane.forwarder import Forwarder
+from inferplane.server.inference.dataplane.unread import UnreadAnswers
 from inferplane.server.inference.wire import length_prefixed
 from inferplane.server.rpc.call import Call
 from inferplane.server.rpc.errors import public_message
 
 __all__ = ["IN_FLIGHT", "PredictionStream"]
+
+log = structlog.get_logger()
 
 IN_FLIGHT = 16
 """Requests of one stream that are read and not answered yet; more wait with their sender."""
@@ -27,7 +31,7 @@ MAX_ECHOED_ID = 1024
 SEQUENCE = b"sequence_id"
 SEARCHED = 4 << 10
 """Bytes of a request in which the parameter is looked for; one more wait is all that a false find costs."""
-MOST_NAMES = 64
+MOST_NAMES = 16
 """Deployments of one stream whose grants are looked at while it lasts."""
 PREDICTION_ID_PARAMETER = "inferplane_prediction_id"
 
@@ -37,10 +41,13 @@ class PredictionStream:
     Triton does it, and the stream goes on. It is idle, and ends after `idle` seconds, where nothing arrives, nothing is
     under way and no answer could be written."""
 
-    def __init__(self, call: Call, forwarder: Forwarder, admission: Admission, idle: float) -> None:
+    def __init__(
+        self, call: Call, forwarder: Forwarder, admission: Admission, unread: UnreadAnswers, idle: float
+    ) -> None:
         self._call = call
         self._forwarder = forwarder
         self._admission = admission
+        self._unread = unread
         self._idle = idle
         self._moved = time.monotonic()
         self._answers: asyncio.Queue[asyncio.Task[bytes] | None] = asyncio.Queue(IN_FLIGHT)
@@ -62,17 +69,21 @@ class PredictionStream:
             for task in remaining:
                 task.cancel()
             await asyncio.gather(*remaining, return_exceptions=True)
+            for answered in list(self._under_way):
+                self._let_go(answered)
 
     async def _read(self) -> None:
         while (data := await self._call.context.read()) is not grpc.aio.EOF:
             self._moved = time.monotonic()
             # Parts of one sequence reach Triton in order only if each waits for the one before it.
             of_a_sequence = SEQUENCE in data[:SEARCHED]
-            task = asyncio.create_task(self._answer(data, self._latest_part if of_a_sequence else None))
+            if of_a_sequence and self._latest_part is not None:
+                # Nothing more is read meanwhile, so that what waits is one message.
+                await asyncio.wait([self._latest_part])
+            task = asyncio.create_task(self._answer(data))
             if of_a_sequence:
                 self._latest_part = task
             self._under_way.add(task)
-            task.add_done_callback(self._under_way.discard)
             await self._answers.put(task)
         await self._answers.put(None)
 
@@ -82,18 +93,30 @@ class PredictionStream:
             self._moved = time.monotonic()
             await self._call.context.write(answer)
             self._moved = time.monotonic()
+            self._let_go(task)
 
-    async def _answer(self, data: bytes, after: "asyncio.Task[bytes] | None") -> bytes:
-        if after is not None:
-            await asyncio.wait([after])
+    def _let_go(self, task: "asyncio.Task[bytes]") -> None:
+        """The answer was written, or never will be."""
+        self._under_way.discard(task)
+        if not task.cancelled() and task.exception() is None:
+            self._unread.release(self._call.principal.subject, len(task.result()))
+
+    async def _answer(self, data: bytes) -> bytes:
         prediction_id = uuid7_text()
         try:
+            self._unread.check(self._call.principal.subject)
             answer = await self._forwarder.predict(self._call.principal, prediction_id, data)
         except InferplaneError as error:
             return _refusal(error, data)
+        except Exception:
+            # One request that nobody foresaw must not end the others.
+            log.exception("unhandled_exception", method=self._call.method.path, request_id=prediction_id)
+            return _refusal(InferplaneError(ErrorReason.ERROR_REASON_INTERNAL), data)
         if len(self._names) < MOST_NAMES:
             self._names.add(answer.deployment)
-        return length_prefixed(_INFER_RESPONSE, answer.data + _said_of_each(prediction_id))
+        message = length_prefixed(_INFER_RESPONSE, answer.data + _said_of_each(prediction_id))
+        self._unread.hold(self._call.principal.subject, len(message))
+        return message
 
     def _check_caller(self) -> None:
         """Whether the caller may still do what this stream has done so far."""

@@ -146,7 +146,10 @@ class Reconciler:
             # The database is away: what was done in Triton is found again.
             log.warning("reconciler_waits", deployment=name, error=str(error))
         except Exception:
-            log.exception("reconciler_action_failed", deployment=name)
+            # Such as a process that cannot be started. Not at once again: a load may fail late and cost much.
+            wish = action.version if isinstance(action, Load) else action.deployment.version
+            delay = self._refused.failed(key_of(action.deployment, wish), self._clock())
+            log.exception("reconciler_action_failed", deployment=name, retry_after=delay)
         else:
             self._wake.set()
 

@@ -12,6 +12,9 @@ __all__ = ["LabelSource", "label_source"]
 MAX_KEPT = 4 << 10
 """Bytes of an output that are kept until its labels are read behind the call's back; of a larger one the labels."""
 
+MAX_LETTERS = 1 << 18
+"""Letters of all labels of one prediction: a record must fit a message."""
+
 
 class LabelSource:
     """What is kept of an output until somebody wants its labels: a copy of few bytes, so that the answer is let go."""
@@ -28,7 +31,8 @@ class LabelSource:
     def size(self) -> int:
         """About how many bytes this keeps."""
         kept = len(self._content)
-        return kept if self._labels is None else sum(map(len, self._labels))
+        # A text of Python's takes about 60 bytes beside its letters.
+        return kept if self._labels is None else sum(len(label.encode()) + 60 for label in self._labels)
 
     def labels(self) -> list[str]:
         """One label for each row. Raises ValueError where the bytes do not hold what they should."""
@@ -53,7 +57,8 @@ def _labels(datatype: str, shape: tuple[int, ...], content: bytes | memoryview) 
         texts = _texts(content)
         if len(texts) > MAX_LABELS:
             return []
-        return [text.decode(errors="replace").replace("\0", "\ufffd")[:MAX_LABEL_LENGTH] for text in texts]
+        labels = [text.decode(errors="replace").replace("\0", "\ufffd")[:MAX_LABEL_LENGTH] for text in texts]
+        return labels if sum(map(len, labels)) <= MAX_LETTERS else []
     if datatype not in NUMPY_TYPES or not shape or shape[0] > MAX_LABELS:
         return []
     values = np.frombuffer(content, NUMPY_TYPES[datatype]).reshape(shape)

@@ -1,0 +1,51 @@
+"""Answers that are on their way to clients who may not read them: bounded in bytes."""
+
+import asyncio
+from collections import Counter
+from typing import Any
+
+from inferplane.server.errors import InferplaneError
+
+__all__ = ["UnreadAnswers"]
+
+SMALL = 64 << 10
+"""Answers of up to so many bytes are not counted; how many there can be is bounded by calls and streams."""
+EACH = 128 << 20
+ALL = 512 << 20
+
+
+class UnreadAnswers:
+    """Counts the bytes that are answered and not sent yet. A caller who does not read gets no more answers beyond
+    EACH, and beyond ALL of everybody's only who has read all of its own does.
+
+    gRPC cannot be made to drop an answer, so what is not read ends with its connection.
+    """
+
+    def __init__(self) -> None:
+        self._held: Counter[str] = Counter()
+        self._total = 0
+
+    def check(self, caller: str) -> None:
+        """Raises OVERLOADED where no more answers of this caller may wait."""
+        if self._total and (held := self._held[caller]) and (held >= EACH or self._total >= ALL):
+            raise InferplaneError.overloaded("too many answers have not been read")
+
+    def hold(self, caller: str, size: int) -> None:
+        """Count an answer, until `release`."""
+        if size > SMALL:
+            self._held[caller] += size
+            self._total += size
+
+    def release(self, caller: str, size: int) -> None:
+        """It was sent, or nobody is there any more."""
+        if size > SMALL:
+            self._held[caller] -= size
+            self._total -= size
+            if not self._held[caller]:
+                del self._held[caller]
+
+    def hold_until_sent(self, task: "asyncio.Task[Any] | None", caller: str, size: int) -> None:
+        """Count the answer of a unary call whose task, gRPC's own, ends when it has been sent."""
+        if size > SMALL and task is not None:
+            self.hold(caller, size)
+            task.add_done_callback(lambda _: self.release(caller, size))

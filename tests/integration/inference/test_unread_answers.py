@@ -1,0 +1,90 @@
+"""Callers who do not read their answers hold no more than their share."""
+
+from typing import Any
+
+import grpc
+import pytest
+
+from inferplane.server.inference.dataplane import unread
+from tests.support.http2 import RawConnection, raw_connection
+from tests.support.mesh import reason, until
+from tests.support.stand import INFER, bearer, data_plane, infer_request
+
+MIB = 1 << 20
+LARGE = infer_request(values=MIB // 4).SerializeToString()
+FRAMED = b"\0" + len(LARGE).to_bytes(4, "big") + LARGE
+
+
+async def ask(connection: RawConnection) -> int:
+    stream = await connection.open(INFER, bearer())
+    await connection.send(stream, FRAMED, last=True)
+    return stream
+
+
+async def test_unread_answers_of_a_caller_are_bounded_and_others_are_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unread, "EACH", 4 * MIB)
+    async with data_plane() as plane, raw_connection(plane.address) as connection:
+        connection.reads_answers = False
+        for _ in range(4):
+            await ask(connection)
+        await until(lambda: len(plane.triton.requests) == 4)
+        refused = (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
+        await until_refused(plane)
+        assert await reason(plane.infer()) == refused
+        await plane.infer(user="bob")
+
+
+async def until_refused(plane: Any) -> None:
+    def held() -> bool:
+        return bool(plane.unread._held["users/alice"] >= unread.EACH)
+
+    await until(held)
+
+
+async def test_what_is_not_read_is_let_go_with_its_connection() -> None:
+    async with data_plane() as plane:
+        async with raw_connection(plane.address) as connection:
+            connection.reads_answers = False
+            await ask(connection)
+            await until(lambda: plane.unread._total > MIB)
+        await until(lambda: plane.unread._total == 0)
+
+
+async def test_answers_that_are_read_leave_nothing_behind() -> None:
+    async with data_plane() as plane:
+        for _ in range(3):
+            await plane.infer(LARGE)
+        await until(lambda: plane.unread._total == 0)
+        call = plane.stream()
+        for _ in range(3):
+            await call.write(LARGE)
+        await call.done_writing()
+        assert len([answer async for answer in call]) == 3
+        await until(lambda: plane.unread._total == 0)
+
+
+async def test_a_stream_that_is_left_unread_leaves_nothing_behind_when_it_ends() -> None:
+    async with data_plane() as plane:
+        call = plane.stream()
+        for _ in range(5):
+            await call.write(LARGE)
+        await until(lambda: plane.unread._total > MIB)
+        call.cancel()
+        await until(lambda: plane.unread._total == 0)
+
+
+async def test_the_streams_of_a_caller_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    from inferplane.server.rpc import running
+
+    monkeypatch.setattr(running, "MOST_STREAMS", 3)
+    async with data_plane() as plane:
+        calls = [plane.stream() for _ in range(3)]
+        for call in calls:
+            await call.write(infer_request().SerializeToString())
+            await call.read()
+        assert await reason(plane.stream().read()) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
+        bobs = plane.stream("bob")
+        await bobs.write(infer_request().SerializeToString())
+        await bobs.read()
+        for call in (*calls, bobs):
+            call.cancel()
