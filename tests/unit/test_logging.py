@@ -149,3 +149,29 @@ def test_lines_of_many_threads_stay_whole(pipe: tuple[int, int]) -> None:
         lines = read.read().splitlines()
     assert sorted(set(lines)) == [letter.encode() * 200 for letter in "abcde"]
     assert len(lines) == 250
+
+
+def test_a_reader_that_is_slow_all_the_time_does_not_hold_the_writer_up_all_the_time() -> None:
+    reader, writer = os.pipe()
+    stop = threading.Event()
+
+    def read_slowly() -> None:
+        while not stop.is_set():
+            os.read(reader, 4096)
+            time.sleep(0.04)
+
+    reading = threading.Thread(target=read_slowly)
+    reading.start()
+    output = StandardError(writer)
+    began, waited = time.monotonic(), 0.0
+    while time.monotonic() - began < 3:
+        before = time.monotonic()
+        output.write("x" * 200 + "\n")
+        waited += time.monotonic() - before
+        time.sleep(0.0005)
+    stop.set()
+    os.close(writer)
+    reading.join()
+    os.close(reader)
+    assert output.lost > 0
+    assert waited < 1.0

@@ -165,8 +165,9 @@ async def test_what_cannot_be_loaded_has_failed_and_says_why(stand: Stand) -> No
     assert (failed.state, failed.state_message) == ("FAILED", "Triton could not load it: no such operator")
 
 
-async def test_what_failed_is_tried_again_after_ever_longer_pauses(stand: Stand) -> None:
-    stand.triton.fails = {"m": LoadRefusedError("broken")}
+@pytest.mark.parametrize("failure", [LoadRefusedError("broken"), OSError("no process")], ids=["refused", "unforeseen"])
+async def test_what_failed_is_tried_again_after_ever_longer_pauses(stand: Stand, failure: Exception) -> None:
+    stand.triton.fails = {"m": failure}
     tried_at: list[float] = []
     for second in range(100):
         stand.now = float(second)

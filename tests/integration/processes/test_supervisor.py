@@ -5,6 +5,8 @@ import errno
 import os
 import re
 import signal
+import socket
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
@@ -171,3 +173,16 @@ def test_a_port_that_somebody_listens_on_is_not_shared() -> None:
     with pytest.raises(PortInUseError):
         ReservedPort("127.0.0.1", held.port)
     held.close()
+
+
+async def test_what_a_worker_said_while_we_stood_still_counts() -> None:
+    """Such as after Ctrl-Z and fg: its heartbeats are there, and only have to be read."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        reader, writer = await asyncio.open_unix_connection(sock=ours)
+        waiting = asyncio.create_task(supervision._next_line(reader, 0.2))
+        await asyncio.sleep(0)
+        theirs.send(b"{}\n")
+        time.sleep(0.5)  # noqa: ASYNC251 - that is what is tested
+        assert await waiting == b"{}\n"
+        writer.close()
