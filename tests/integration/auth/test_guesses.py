@@ -135,7 +135,8 @@ async def test_a_known_device_signs_in_during_a_flood_of_strangers(mesh: Mesh, m
     # A connection carries only so many streams at once; what is beyond is refused by the transport.
     codes = Counter(error.code() for error in errors)
     assert set(codes) <= {UNAUTHENTICATED, RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE}
-    assert codes[UNAUTHENTICATED] == turns.STRANGERS + turns.STRANGERS_WAITING_EACH
+    assert codes[UNAUTHENTICATED] >= turns.STRANGERS
+    assert codes[RESOURCE_EXHAUSTED]
 
 
 async def test_whoever_is_refused_is_told_when_to_come_back(mesh: Mesh) -> None:

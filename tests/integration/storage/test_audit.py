@@ -5,6 +5,7 @@ from typing import Any
 from uuid import UUID
 
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from sqlalchemy import URL
 
@@ -73,6 +74,7 @@ def stored(detail: dict[str, Any]) -> bytes:
     return event
 
 
+@hypothesis_settings(deadline=None)
 @given(DETAILS)
 def test_an_events_bytes_are_canonical(detail: dict[str, Any]) -> None:
     data = stored(detail)
@@ -80,6 +82,7 @@ def test_an_events_bytes_are_canonical(detail: dict[str, Any]) -> None:
     assert AuditEvent.FromString(data).SerializeToString(deterministic=True) == data
 
 
+@hypothesis_settings(deadline=None)
 @given(DETAILS)
 def test_an_event_says_what_was_before_and_what_came_after(detail: dict[str, Any]) -> None:
     def read(value: AuditEvent.Value) -> Any:

@@ -4,6 +4,7 @@ import time
 from functools import cache
 
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from inferplane.common.v1.access_pb2 import Permission
@@ -29,11 +30,13 @@ def reference(scope: str, name: str) -> bool:
     return covers(scope, name)
 
 
+@hypothesis_settings(deadline=None)
 @given(st.text("ab*?", max_size=12), FEW_LETTERS)
 def test_a_glob_covers_what_its_definition_says(scope: str, name: str) -> None:
     assert Glob(scope).covers(name) is reference(scope, name)
 
 
+@hypothesis_settings(deadline=None)
 @given(st.text(st.characters(exclude_characters="*?"), max_size=20))
 def test_other_characters_stand_for_themselves(name: str) -> None:
     assert Glob(name).covers(name)
