@@ -99,6 +99,8 @@ async def measured_load(up: Up, folder: Path, size: int) -> None:
     assert watch.worker.is_running()
     assert watch.worker.pid == up.pids["inference"]
     assert over <= 64 * MIB
+    assert sorted(during)[int(len(during) * 0.99)] < 0.25
+    assert max(during) < 1.0
 
 
 async def test_a_large_model_costs_twice_its_size_outside_of_the_worker_which_goes_on(

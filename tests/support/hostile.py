@@ -14,22 +14,24 @@ from typing import Any
 
 import grpc
 
-from inferplane.server.inference.dataplane.wire import length_prefixed
+from inferplane.server.inference.wire import length_prefixed
+from inferplane.server.settings import Settings
 
 MIB = 1 << 20
+LIMIT = Settings().max_tensor_message_size
 METHODS = (
     "/inference.GRPCInferenceService/ModelInfer",
     "/inferplane.inference.v1.InferenceService/Predict",
     "/inference.GRPCInferenceService/ModelReady",
     "/inference.GRPCInferenceService/RepositoryModelLoad",
 )
-THREADS = 4
+THREADS = 2
 
 
 def body(choose: random.Random) -> bytes:
-    """A message of up to 62 MiB that begins well and goes on badly."""
+    """A message of up to the limit that begins well and goes on badly."""
     name = choose.choice([b"victim", b"nobody", b"m" * 200, b"deployments/victim", b"\xff", b"x" * MIB])
-    size = choose.choice([10, 1000, 100_000, MIB, 16 * MIB, 62 * MIB])
+    size = choose.choice([10, 1000, 100_000, MIB, 8 * MIB, LIMIT - 100_000])
     number = choose.randint(1, 8)
     piece = choose.choice(
         [

@@ -155,6 +155,7 @@ class DataPlane(Stand):
 
     triton: Triton
     notes: Notes
+    forwarder: Forwarder
     verifier: AnyToken
     routes: list[Route]
     grants: list[GrantRow]
@@ -174,7 +175,8 @@ async def data_plane(
     routes: Iterable[Route] | None = None, window: Window | None = None, **options: Any
 ) -> AsyncIterator[DataPlane]:
     """The data plane, where `alice` and `bob` may call everything and `eve` nothing."""
-    triton, parts = Triton(), {}
+    triton = Triton()
+    parts: dict[str, Any] = {}
     upstream = grpc.aio.server(options=[("grpc.max_receive_message_length", LIMIT)])
     handlers: dict[str, Any] = {"ModelInfer": grpc.unary_unary_rpc_method_handler(triton.infer)}
     upstream.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
@@ -189,7 +191,7 @@ async def data_plane(
     def register(server: RpcServer, admission: Admission, registry: CollectorRegistry) -> None:
         notes = parts["notes"] = Notes(registry)
         outcomes = Outcomes(notes, registry)
-        forwarder = Forwarder(link, admission, outcomes, 30, window)
+        forwarder = parts["forwarder"] = Forwarder(link, admission, outcomes, 30, window)
         fused = fused_handlers(forwarder, admission, outcomes, server.calls, server.bodies, options.get("idle", 30))
         server.add_handlers(SERVICE, {}, (), fused=fused)
 
@@ -199,6 +201,7 @@ async def data_plane(
             plane = DataPlane(stand.server, stand.address, stand.channel, stand.registry)
             plane.triton, plane.notes, plane.verifier = triton, parts["notes"], verifier
             plane.routes, plane.grants, plane.revoked = held, grants, revoked
+            plane.forwarder = parts["forwarder"]
             yield plane
     finally:
         await link.channel.close()

@@ -17,7 +17,8 @@ class InferplaneError(Exception):
     """A failure that the caller is told about.
 
     `reason` decides the status code and the public message (see `rpc/errors.py`). `metadata` travels in the
-    error's `google.rpc.ErrorInfo`, so it never holds a secret. `retry_after` is in seconds.
+    error's `google.rpc.ErrorInfo`, so it never holds a secret. `retry_after` is in seconds. `private` is for the log
+    alone; `logged` says that it stands there already.
     """
 
     def __init__(
@@ -26,12 +27,15 @@ class InferplaneError(Exception):
         *,
         violations: tuple[FieldViolation, ...] = (),
         retry_after: float | None = None,
+        private: str = "",
         **metadata: str,
     ) -> None:
         super().__init__(ErrorReason.Name(reason), metadata)
         self.reason = reason
         self.violations = violations
         self.retry_after = retry_after
+        self.private = private
+        self.logged = False
         self.metadata: Mapping[str, str] = metadata
 
     @classmethod

@@ -87,7 +87,11 @@ class Settings(BaseModel):
     slow_body_budget: int = Field(
         512 << 20, ge=1 << 20, description="Bytes that unary requests may hold while they arrive slowly, per worker."
     )
-    max_message_size: int = Field(4 << 20, ge=1 << 16, description="Largest message of the control plane.")
+    max_message_size: int = Field(
+        4 << 20,
+        ge=1 << 16,
+        description="Largest message of uploads, prediction records and feedback; others of the control plane: 1 MiB.",
+    )
     max_tensor_message_size: int = Field(
         32 << 20,
         ge=1 << 16,

@@ -101,3 +101,20 @@ async def test_predicted_classes_are_noted_and_the_answer_is_let_go() -> None:
         notes = plane.notes.batch()
         assert [note.labels and note.labels.labels() for note in notes] == [["0", "0"], ["0", "0"]]
         assert sum(note.labels.size for note in notes if note.labels) < 100
+
+
+async def test_classes_that_triton_ranked_itself_are_no_predicted_classes() -> None:
+    signature = Signature((TensorSpec("x", "FP32", (-1,)),), (TensorSpec("y", "FP32", (-1, -1)),))
+
+    def ranked(request: service_pb2.ModelInferRequest) -> service_pb2.ModelInferResponse:
+        answer = service_pb2.ModelInferResponse(model_name="m", model_version="1")
+        answer.outputs.add(name="y", datatype="BYTES", shape=[1, 1])
+        answer.raw_output_contents.append(b"\x06\0\0\x000.93:7")
+        return answer
+
+    async with data_plane([Route("m", target(signature=signature, label_output="y"), ready=True)]) as plane:
+        plane.triton.answer = ranked
+        asked = infer_request()
+        asked.outputs.add(name="y").parameters["classification"].int64_param = 1
+        await plane.infer(asked)
+        assert [note.labels for note in plane.notes.batch()] == [None]

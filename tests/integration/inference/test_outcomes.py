@@ -1,6 +1,8 @@
 """Each call of the data plane has exactly one outcome: counted, logged where it must be, recorded where allowed."""
 
 import asyncio
+import gc
+import tracemalloc
 from typing import Any
 
 import grpc
@@ -8,8 +10,10 @@ import pytest
 from structlog.testing import capture_logs
 from tritonclient.grpc import service_pb2
 
+from inferplane.server.access.principal import Principal
 from inferplane.server.access.snapshot import GrantRow, Route
-from inferplane.server.inference.dataplane import outcome
+from inferplane.server.errors import InferplaneError, invalid_field
+from inferplane.server.inference.dataplane import forwarder, outcome
 from tests.support.mesh import failure, reason, until
 from tests.support.stand import INFER, DataPlane, data_plane, infer_request, target
 
@@ -61,7 +65,8 @@ async def test_a_call_that_failed_is_logged_with_its_deployment_counted_and_reco
         with capture_logs() as logs:
             error = await failure(plane.infer())
         assert error.code() is grpc.StatusCode.INTERNAL
-        (line,) = [line for line in logs if line["event"] == "prediction_failed"]
+        (line,) = logs
+        assert "what Triton says" in line["details"]
         request_id = dict(error.trailing_metadata())["inferplane-request-id"]
         assert (line["deployment"], line["request_id"], line["caller"]) == ("m", request_id, "users/alice")
         assert plane.count(PREDICTIONS, deployment="m", code="13") == 1
@@ -105,11 +110,19 @@ async def test_what_was_asked_of_a_deployment_and_is_wrong_is_recorded() -> None
 async def test_nothing_is_kept_of_names_that_were_refused() -> None:
     async with data_plane() as plane:
         plane.grants[:] = [GrantRow("users/eve", "caller", "mine*")]
-        for number in range(50):
-            large = service_pb2.ModelInferRequest(model_name=f"{number}" + "n" * (1 << 20))
-            assert (await reason(plane.infer(large, user="eve")))[1] in ("INVALID_FIELD", "MESSAGE_TOO_LARGE")
+        await failure(plane.infer(user="eve"))
+        tracemalloc.start()
+        try:
+            before, _ = tracemalloc.get_traced_memory()
+            for number in range(50):
+                large = service_pb2.ModelInferRequest(model_name=f"{number}" + "n" * (1 << 20))
+                assert (await reason(plane.infer(large, user="eve")))[1] in ("INVALID_FIELD", "MESSAGE_TOO_LARGE")
+            gc.collect()
+            after, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert after - before < 2 << 20
         assert len(plane.notes) == 0
-        assert plane.triton.requests == []
 
 
 @pytest.mark.parametrize("ready", [True, False])
@@ -128,3 +141,44 @@ async def test_a_lost_grant_counts_even_for_a_known_request() -> None:
         await plane.infer()
         plane.grants.clear()
         assert await reason(plane.infer()) == (grpc.StatusCode.PERMISSION_DENIED, "PERMISSION_DENIED")
+
+
+async def test_an_error_that_nobody_foresaw_is_logged_under_the_calls_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> Any:
+        raise ZeroDivisionError
+
+    async with data_plane() as plane:
+        monkeypatch.setattr(forwarder, "read_answer", broken)
+        with capture_logs() as logs:
+            error = await failure(plane.infer())
+        assert (error.code(), error.details()) == (grpc.StatusCode.INTERNAL, "internal error")
+        request_id = dict(error.trailing_metadata())["inferplane-request-id"]
+        assert [line["request_id"] for line in logs] == [request_id, request_id]
+        assert isinstance(logs[-1]["exc_info"], ZeroDivisionError)
+
+
+async def test_a_failing_model_does_not_fill_the_log() -> None:
+    async with data_plane() as plane:
+        plane.triton.answer = lambda _request: grpc.StatusCode.INTERNAL
+        with capture_logs() as logs:
+            began = asyncio.get_running_loop().time()
+            for _ in range(3 * outcome.FAILURES_LOGGED_A_SECOND):
+                await failure(plane.infer())
+            seconds = asyncio.get_running_loop().time() - began
+        assert len(logs) <= outcome.FAILURES_LOGGED_A_SECOND * (seconds + 2)
+
+
+async def test_a_typed_exchange_has_one_outcome_whatever_side_of_it_fails() -> None:
+    async with data_plane() as plane:
+        alice = Principal("users/alice")
+
+        def refuse(*_: Any) -> Any:
+            raise invalid_field("output_encoding", "must be raw")
+
+        body = infer_request().SerializeToString()
+        for encode, decode in ((refuse, lambda answer: answer), (lambda: body, refuse)):
+            with pytest.raises(InferplaneError):
+                await plane.forwarder.predict_as(alice, "id", "m", encode, decode, None)
+        assert await plane.forwarder.predict_as(alice, "id", "m", lambda: body, lambda _: "decoded", None) == "decoded"
+        assert [note.status_code for note in plane.notes.batch()] == [3, 3, 0]
+        assert plane.count(PREDICTIONS, deployment="m", code="3") == 2

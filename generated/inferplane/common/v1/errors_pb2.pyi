@@ -39,7 +39,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_DEADLINE_EXCEEDED: _ErrorReason.ValueType  # 5
     """The call took longer than its own deadline or than the method's cap. DEADLINE_EXCEEDED."""
     ERROR_REASON_STREAM_STALLED: _ErrorReason.ValueType  # 6
-    """A stream was idle for too long, or moved fewer bytes than the method's minimum progress.
+    """A stream was idle for too long, or moved fewer bytes than the method's minimum progress; or the body of a
+    request was not whole in time.
     DEADLINE_EXCEEDED.
     """
     ERROR_REASON_DEPENDENCY_UNAVAILABLE: _ErrorReason.ValueType  # 7
@@ -131,7 +132,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     INVALID_ARGUMENT.
     """
     ERROR_REASON_INFERENCE_FAILED: _ErrorReason.ValueType  # 84
-    """The model failed while it ran. INTERNAL."""
+    """The model failed while it ran, or answered what its signature does not promise. INTERNAL."""
     ERROR_REASON_MODEL_TOO_LARGE_TO_LOAD: _ErrorReason.ValueType  # 85
     """The model is larger than the one message in which Triton takes it, 2 GiB less what describes it; metadata
     `limit` and `size` are in bytes. FAILED_PRECONDITION.
@@ -166,7 +167,8 @@ ERROR_REASON_UNKNOWN_METHOD: ErrorReason.ValueType  # 4
 ERROR_REASON_DEADLINE_EXCEEDED: ErrorReason.ValueType  # 5
 """The call took longer than its own deadline or than the method's cap. DEADLINE_EXCEEDED."""
 ERROR_REASON_STREAM_STALLED: ErrorReason.ValueType  # 6
-"""A stream was idle for too long, or moved fewer bytes than the method's minimum progress.
+"""A stream was idle for too long, or moved fewer bytes than the method's minimum progress; or the body of a
+request was not whole in time.
 DEADLINE_EXCEEDED.
 """
 ERROR_REASON_DEPENDENCY_UNAVAILABLE: ErrorReason.ValueType  # 7
@@ -258,7 +260,7 @@ ERROR_REASON_INFERENCE_REJECTED: ErrorReason.ValueType  # 83
 INVALID_ARGUMENT.
 """
 ERROR_REASON_INFERENCE_FAILED: ErrorReason.ValueType  # 84
-"""The model failed while it ran. INTERNAL."""
+"""The model failed while it ran, or answered what its signature does not promise. INTERNAL."""
 ERROR_REASON_MODEL_TOO_LARGE_TO_LOAD: ErrorReason.ValueType  # 85
 """The model is larger than the one message in which Triton takes it, 2 GiB less what describes it; metadata
 `limit` and `size` are in bytes. FAILED_PRECONDITION.

@@ -48,8 +48,10 @@ class InferenceServiceServicer:
 
     def Predict(self, request, context):
         """Asks a deployment for one prediction and records it. Fails with DEPLOYMENT_NOT_FOUND,
-        DEPLOYMENT_NOT_READY, INVALID_FIELD where a tensor does not fit the signature, INFERENCE_REJECTED,
-        INFERENCE_FAILED.
+        DEPLOYMENT_NOT_READY, INVALID_FIELD where a tensor does not fit the signature or a typed answer has more than
+        65,536 values, MESSAGE_TOO_LARGE for more than 128 KiB of typed values or 64 KiB of names and shapes (raw values
+        may be as large as the installation's messages), OVERLOADED, INFERENCE_REJECTED, INFERENCE_FAILED,
+        DEADLINE_EXCEEDED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -18,8 +18,10 @@ class InferenceServiceStub:
     def __init__(self, channel: _aio.Channel) -> None: ...
     Predict: _aio.UnaryUnaryMultiCallable[_inference_service_pb2.PredictRequest, _inference_service_pb2.PredictResponse]
     """Asks a deployment for one prediction and records it. Fails with DEPLOYMENT_NOT_FOUND,
-    DEPLOYMENT_NOT_READY, INVALID_FIELD where a tensor does not fit the signature, INFERENCE_REJECTED,
-    INFERENCE_FAILED.
+    DEPLOYMENT_NOT_READY, INVALID_FIELD where a tensor does not fit the signature or a typed answer has more than
+    65,536 values, MESSAGE_TOO_LARGE for more than 128 KiB of typed values or 64 KiB of names and shapes (raw values
+    may be as large as the installation's messages), OVERLOADED, INFERENCE_REJECTED, INFERENCE_FAILED,
+    DEADLINE_EXCEEDED.
     """
 
 class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -32,8 +34,10 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_inference_service_pb2.PredictRequest, _abc.Awaitable[_inference_service_pb2.PredictResponse]],
     ) -> _abc.Awaitable[_inference_service_pb2.PredictResponse]:
         """Asks a deployment for one prediction and records it. Fails with DEPLOYMENT_NOT_FOUND,
-        DEPLOYMENT_NOT_READY, INVALID_FIELD where a tensor does not fit the signature, INFERENCE_REJECTED,
-        INFERENCE_FAILED.
+        DEPLOYMENT_NOT_READY, INVALID_FIELD where a tensor does not fit the signature or a typed answer has more than
+        65,536 values, MESSAGE_TOO_LARGE for more than 128 KiB of typed values or 64 KiB of names and shapes (raw values
+        may be as large as the installation's messages), OVERLOADED, INFERENCE_REJECTED, INFERENCE_FAILED,
+        DEADLINE_EXCEEDED.
         """
 
 def add_InferenceServiceServicer_to_server(servicer: InferenceServiceServicer, server: _aio.Server) -> None: ...

@@ -39,9 +39,14 @@ class InferenceService(inference_service_pb2_grpc.InferenceServiceServicer):
     async def Predict(self, request: inference_pb.PredictRequest, context: Any) -> inference_pb.PredictResponse:
         call = current_call()
         name = parse(PredictInput, request).deployment
-        data = infer_request(name, request).SerializeToString()
-        answer = await self._forwarder.predict(call.principal, call.request_id, data, context.time_remaining())
-        return predict_response(call.request_id, answer, request.output_encoding)
+        return await self._forwarder.predict_as(
+            call.principal,
+            call.request_id,
+            name,
+            lambda: infer_request(name, request).SerializeToString(),
+            lambda answer: predict_response(call.request_id, answer, request.output_encoding),
+            context.time_remaining(),
+        )
 
 
 class DeploymentService(deployment_service_pb2_grpc.DeploymentServiceServicer):

@@ -55,10 +55,6 @@ class TritonLink:
         """A unary method of Triton's from bytes to bytes."""
         return self.channel.unary_unary(f"/{SERVICE}/{method}")
 
-    def raw_stream(self, method: str) -> RawCall:
-        """A streaming method of Triton's from bytes to bytes."""
-        return self.channel.stream_stream(f"/{SERVICE}/{method}")
-
     async def live(self) -> bool:
         """Whether Triton answers. Not whether it is ready: for that it waits for every model that is being loaded."""
         try:
@@ -139,5 +135,5 @@ def from_triton(error: grpc.aio.AioRpcError) -> InferplaneError:
         case grpc.StatusCode.RESOURCE_EXHAUSTED:
             return InferplaneError(ErrorReason.ERROR_REASON_MESSAGE_TOO_LARGE)
         case _:
-            log.warning("triton_failed", code=error.code().name, details=(error.details() or "")[:500])
-            return InferplaneError(ErrorReason.ERROR_REASON_INFERENCE_FAILED)
+            private = f"Triton: {error.code().name}: {(error.details() or '')[:500]}"
+            return InferplaneError(ErrorReason.ERROR_REASON_INFERENCE_FAILED, private=private)

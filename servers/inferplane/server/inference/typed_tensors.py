@@ -10,7 +10,7 @@ import numpy as np
 from inferplane.common.v1.errors_pb2 import ErrorReason
 from inferplane.inference.v1.tensor_pb2 import Tensor
 from inferplane.server.errors import InferplaneError, invalid_field
-from inferplane.server.inference.dataplane.wire import LENGTH_DELIMITED, TooManyFieldsError, scan
+from inferplane.server.inference.wire import LENGTH_DELIMITED, TooManyFieldsError, scan
 from inferplane.server.tensors import DATATYPES, NUMPY_TYPES
 
 __all__ = ["MAX_TYPED_ELEMENTS", "check_typed_size", "raw_contents", "typed_tensor"]
@@ -87,9 +87,7 @@ def raw_contents(tensor: Tensor, path: str) -> bytes:
 
 def _packed(values: Sequence[Any], datatype: str, path: str) -> bytes:
     dtype = np.dtype(NUMPY_TYPES[datatype])
-    wide = np.fromiter(
-        values, {"i": "<i8", "u": "<i8", "f": "<f8", "b": "?"}[dtype.kind] if datatype != "UINT64" else "<u8"
-    )
+    wide = np.fromiter(values, _WIDEST[_FIELDS[datatype]])
     if dtype.kind in "iu" and wide.size:
         bounds = np.iinfo(dtype)
         if wide.min() < bounds.min or wide.max() > bounds.max:

@@ -20,9 +20,12 @@ from inferplane.server.rpc.call import Call
 
 __all__ = ["BodyReader"]
 
-QUICK = 32
-"""Bodies that are read at once; a quarter of them of one caller."""
+QUICK = 64
+QUICK_EACH = 32
+"""Bodies that are read at once, of all callers and of one. Many, as nearly all are small and there already; those that
+are not stop counting here, and being many, after SLOW_AFTER."""
 QUICK_ANONYMOUS = 4
+QUICK_ANONYMOUS_EACH = 2
 """The same for callers of public methods, who are told apart by their addresses alone."""
 SLOW_AFTER = 0.1
 """Seconds after which a body counts as slow."""
@@ -43,9 +46,9 @@ class BodyReader:
     of that for one caller, and each must be whole after `time_limit` seconds."""
 
     def __init__(self, max_message_size: int, budget: int, time_limit: float) -> None:
-        self._gate = FairGate(capacity=QUICK, each=QUICK // 4, waiting=WAITING, waiting_each=WAITING_EACH)
+        self._gate = FairGate(capacity=QUICK, each=QUICK_EACH, waiting=WAITING, waiting_each=WAITING_EACH)
         self._public_gate = FairGate(
-            capacity=QUICK_ANONYMOUS, each=QUICK_ANONYMOUS // 2, waiting=WAITING, waiting_each=WAITING_EACH
+            capacity=QUICK_ANONYMOUS, each=QUICK_ANONYMOUS_EACH, waiting=WAITING, waiting_each=WAITING_EACH
         )
         self._most_slow = max(LEAST_SLOW, budget // max_message_size)
         self._time_limit = time_limit

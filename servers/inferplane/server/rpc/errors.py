@@ -23,7 +23,10 @@ CATALOG: Mapping[ErrorReason.ValueType, tuple[StatusCode, str]] = {
     _R.ERROR_REASON_INVALID_FIELD: (StatusCode.INVALID_ARGUMENT, "a field is invalid"),
     _R.ERROR_REASON_UNKNOWN_METHOD: (StatusCode.UNIMPLEMENTED, "no such method here"),
     _R.ERROR_REASON_DEADLINE_EXCEEDED: (StatusCode.DEADLINE_EXCEEDED, "the call took too long"),
-    _R.ERROR_REASON_STREAM_STALLED: (StatusCode.DEADLINE_EXCEEDED, "the stream made too little progress"),
+    _R.ERROR_REASON_STREAM_STALLED: (
+        StatusCode.DEADLINE_EXCEEDED,
+        "the stream or the request made too little progress",
+    ),
     _R.ERROR_REASON_DEPENDENCY_UNAVAILABLE: (
         StatusCode.UNAVAILABLE,
         "a dependency does not answer; try again",

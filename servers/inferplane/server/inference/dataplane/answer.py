@@ -8,7 +8,7 @@ from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2
 
 from inferplane.server.access.snapshot import Route, Target
-from inferplane.server.inference.dataplane.wire import LENGTH_DELIMITED, Field, TooManyFieldsError, scan
+from inferplane.server.inference.wire import LENGTH_DELIMITED, Field, TooManyFieldsError, scan
 from inferplane.server.tensors import ITEM_SIZES, TensorSpec
 
 __all__ = ["Answer", "Output", "UnfitAnswerError", "read_answer"]

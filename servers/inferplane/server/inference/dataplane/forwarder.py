@@ -3,7 +3,8 @@
 import asyncio
 import re
 import time
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
 
 import grpc
 
@@ -24,7 +25,7 @@ from inferplane.server.inference.dataplane.request import (
     read_head,
 )
 from inferplane.server.inference.dataplane.templates import Templates
-from inferplane.server.inference.records.labels import MAX_KEPT, label_source
+from inferplane.server.inference.records.labels import MAX_KEPT, LabelSource, label_source
 from inferplane.server.inference.triton_link import RawCall, TritonLink, from_triton
 from inferplane.server.names import MODEL_ID
 
@@ -34,8 +35,12 @@ _PREDICT = Permission.PERMISSION_PREDICT
 _NAME = re.compile(MODEL_ID)
 
 
+DecodedT = TypeVar("DecodedT")
+
 CALL_COST = 64 << 10
+"""Bytes that a call counts for beside its body."""
 REQUESTS = 256
+"""Heads of requests that are remembered, and for each of them ANSWERS heads of answers."""
 ANSWERS = 4
 
 
@@ -80,49 +85,76 @@ class Forwarder:
         and what Triton says of the input.
         """
         attempt = Attempt(prediction_id, principal.subject)
-        deadline = time.monotonic() + (self._cap if remaining is None else min(self._cap, remaining))
         try:
-            admitted = self._admit(attempt, principal, body)
-            data = await self._forward(principal.subject, body, deadline)
-            assert attempt.route is not None  # noqa: S101 - what was admitted was routed
-            answer = _checked(data, admitted, attempt.route)
-            labels = None
-            if (output := _label_output(answer)) is not None:
-                content = answer.content(output)
-                if len(content) <= MAX_KEPT:
-                    labels = label_source(output.datatype, output.shape, content)
-                else:
-                    labels = await asyncio.to_thread(label_source, output.datatype, output.shape, content)
+            answer, labels = await self._answer(attempt, principal, body, remaining)
         except BaseException as error:
             self._outcomes.failed(attempt, error)
             raise
         self._outcomes.succeeded(attempt, answer.target, labels)
         return answer
 
-    def _admit(self, attempt: Attempt, principal: Principal, body: bytes) -> "_Admitted":
+    async def predict_as(
+        self,
+        principal: Principal,
+        prediction_id: str,
+        name: str,
+        encode: Callable[[], bytes],
+        decode: Callable[[Answer], DecodedT],
+        remaining: float | None,
+    ) -> DecodedT:
+        """The same in another form: `encode` makes the ModelInferRequest to the deployment `name`, and what `decode`
+        makes of the answer is the answer. What they raise is the outcome of the call, like everything else."""
+        attempt = Attempt(prediction_id, principal.subject)
+        try:
+            attempt.route = self._route(principal, name)
+            answer, labels = await self._answer(attempt, principal, encode(), remaining)
+            decoded = decode(answer)
+        except BaseException as error:
+            self._outcomes.failed(attempt, error)
+            raise
+        self._outcomes.succeeded(attempt, answer.target, labels)
+        return decoded
+
+    async def _answer(
+        self, attempt: Attempt, principal: Principal, body: bytes, remaining: float | None
+    ) -> tuple[Answer, LabelSource | None]:
+        deadline = time.monotonic() + (self._cap if remaining is None else min(self._cap, remaining))
+        admitted, route = self._admit(attempt, principal, body)
+        data = await self._forward(principal.subject, body, deadline)
+        answer = _checked(data, admitted, route)
+        output = _label_output(answer, admitted)
+        if output is None:
+            return answer, None
+        content = answer.content(output)
+        if len(content) <= MAX_KEPT:
+            return answer, label_source(output.datatype, output.shape, content)
+        return answer, await asyncio.to_thread(label_source, output.datatype, output.shape, content)
+
+    def _admit(self, attempt: Attempt, principal: Principal, body: bytes) -> tuple["_Admitted", Route]:
         """Nothing but the name is looked at, or kept, of a request whose caller may not make it."""
         admitted = self._known.find(body)
-        envelope = None
-        if admitted is None:
-            envelope = read_envelope(body)
-            name = envelope.name
-            if _NAME.fullmatch(name) is None:
-                raise invalid_field("model_name", f"must match {MODEL_ID}, and '{name[:64]}' does not")
-        else:
-            name = admitted.name
-        self._admission.authorize(principal, _PREDICT, name)
-        route = attempt.route = self._admission.policy().routes.get(name)
-        if route is None:
-            raise InferplaneError(ErrorReason.ERROR_REASON_DEPLOYMENT_NOT_FOUND, deployment=name)
-        if admitted is not None and admitted.target is route.target and route.ready:
-            return admitted
-        request = read_head(envelope or read_envelope(body))
+        if admitted is not None:
+            route = attempt.route = self._route(principal, admitted.name)
+            if admitted.target is route.target and route.ready:
+                return admitted, route
+        envelope = read_envelope(body)
+        route = attempt.route = self._route(principal, envelope.name)
+        request = read_head(envelope)
         attempt.named(request.head.id)
         _check(request, route)
-        admitted = _Admitted(name, route.target, request.requested if request.head.outputs else {})
+        admitted = _Admitted(route.deployment, route.target, request.requested)
         if not request.head.id:
             self._known.remember(body, raw_contents(body), admitted)
-        return admitted
+        return admitted, route
+
+    def _route(self, principal: Principal, name: str) -> Route:
+        if _NAME.fullmatch(name) is None:
+            raise invalid_field("model_name", f"must match {MODEL_ID}, and '{name[:64]}' does not")
+        self._admission.authorize(principal, _PREDICT, name)
+        route = self._admission.policy().routes.get(name)
+        if route is None:
+            raise InferplaneError(ErrorReason.ERROR_REASON_DEPLOYMENT_NOT_FOUND, deployment=name)
+        return route
 
     async def _forward(self, caller: str, body: bytes, deadline: float) -> bytes:
         cost = len(body) + CALL_COST
@@ -188,6 +220,9 @@ def _checked(data: bytes, admitted: _Admitted, route: Route) -> Answer:
     return answer
 
 
-def _label_output(answer: Answer) -> Output | None:
+def _label_output(answer: Answer, admitted: _Admitted) -> Output | None:
+    """The output that holds the predicted classes. Where Triton was asked to rank them itself, it is another."""
     wanted = answer.target.label_output
-    return next((output for output in answer.outputs if output.name == wanted), None) if wanted else None
+    if not wanted or admitted.requested.get(wanted):
+        return None
+    return next((output for output in answer.outputs if output.name == wanted), None)

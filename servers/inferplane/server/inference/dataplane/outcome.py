@@ -22,6 +22,8 @@ log = structlog.get_logger("predictions")
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 LOGGED_A_SECOND = 10
 """Lines about calls that were refused, or that failed by their callers' fault: nobody must fill the disk with them."""
+FAILURES_LOGGED_A_SECOND = 100
+"""The same about calls that failed otherwise."""
 _OF_THE_CALLER = frozenset(
     {
         grpc.StatusCode.INVALID_ARGUMENT,
@@ -101,6 +103,7 @@ class Outcomes:
         )  # fmt: skip
         self._succeeded: dict[str, tuple[Any, Any]] = {}
         self._pace = _Pace(LOGGED_A_SECOND)
+        self._failure_pace = _Pace(FAILURES_LOGGED_A_SECOND)
 
     def succeeded(self, attempt: Attempt, target: Target, labels: LabelSource | None) -> None:
         """The call was answered by `target`."""
@@ -126,7 +129,22 @@ class Outcomes:
         deployment = attempt.route.deployment
         self._predictions.labels(deployment, str(code.value[0])).inc()
         self._note(attempt, attempt.route.target, elapsed, code.value[0], None)
-        if code not in _OF_THE_CALLER or self._pace.passes():
+        self._log_failure(attempt, deployment, code, reason, elapsed, error)
+
+    def _log_failure(
+        self,
+        attempt: Attempt,
+        deployment: str,
+        code: grpc.StatusCode,
+        reason: str,
+        elapsed_ns: int,
+        error: BaseException,
+    ) -> None:
+        pace = self._pace if code in _OF_THE_CALLER else self._failure_pace
+        if isinstance(error, InferplaneError):
+            error.logged = True
+        if pace.passes():
+            # The traceback of an error that nobody foresaw is logged where it is translated, under the same id.
             log.warning(
                 "prediction_failed",
                 request_id=attempt.id,
@@ -134,8 +152,9 @@ class Outcomes:
                 caller=attempt.caller,
                 code=code.name,
                 reason=reason,
-                milliseconds=round(elapsed / 1e6, 2),
-                exc_info=None if isinstance(error, InferplaneError) or reason == "CANCELLED" else error,
+                details=(error.private if isinstance(error, InferplaneError) else type(error).__name__) or None,
+                milliseconds=round(elapsed_ns / 1e6, 2),
+                lines_suppressed=pace.take_suppressed() or None,
             )
 
     def refused(self, request_id: str, caller: str, code: grpc.StatusCode, reason: str) -> None:

@@ -13,7 +13,7 @@ from tritonclient.grpc import service_pb2
 
 from inferplane.common.v1.errors_pb2 import ErrorReason
 from inferplane.server.errors import InferplaneError, invalid_field
-from inferplane.server.inference.dataplane.wire import LENGTH_DELIMITED, Field, TooManyFieldsError, scan
+from inferplane.server.inference.wire import LENGTH_DELIMITED, Field, TooManyFieldsError, scan
 from inferplane.server.tensors import ITEM_SIZES, Signature, TensorSpec
 
 __all__ = ["Envelope", "InferRequest", "check_request", "raw_contents", "read_envelope", "read_head"]

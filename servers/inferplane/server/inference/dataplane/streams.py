@@ -14,7 +14,7 @@ from inferplane.server.access.admission import Admission
 from inferplane.server.errors import InferplaneError
 from inferplane.server.ids import uuid7_text
 from inferplane.server.inference.dataplane.forwarder import Forwarder
-from inferplane.server.inference.dataplane.wire import length_prefixed
+from inferplane.server.inference.wire import length_prefixed
 from inferplane.server.rpc.call import Call
 from inferplane.server.rpc.errors import public_message
 
@@ -26,7 +26,9 @@ _INFER_RESPONSE = 2
 MAX_ECHOED_ID = 1024
 SEQUENCE = b"sequence_id"
 SEARCHED = 4 << 10
+"""Bytes of a request in which the parameter is looked for; one more wait is all that a false find costs."""
 MOST_NAMES = 64
+"""Deployments of one stream whose grants are looked at while it lasts."""
 PREDICTION_ID_PARAMETER = "inferplane_prediction_id"
 
 
@@ -43,7 +45,7 @@ class PredictionStream:
         self._moved = time.monotonic()
         self._answers: asyncio.Queue[asyncio.Task[bytes] | None] = asyncio.Queue(IN_FLIGHT)
         self._under_way: set[asyncio.Task[bytes]] = set()
-        self._latest: asyncio.Task[bytes] | None = None
+        self._latest_part: asyncio.Task[bytes] | None = None
         self._names: set[str] = set()
         call.standing.append(self._check_progress)
         call.standing.append(self._check_caller)
@@ -65,8 +67,10 @@ class PredictionStream:
         while (data := await self._call.context.read()) is not grpc.aio.EOF:
             self._moved = time.monotonic()
             # Parts of one sequence reach Triton in order only if each waits for the one before it.
-            after = self._latest if SEQUENCE in data[:SEARCHED] else None
-            self._latest = task = asyncio.create_task(self._answer(data, after))
+            of_a_sequence = SEQUENCE in data[:SEARCHED]
+            task = asyncio.create_task(self._answer(data, self._latest_part if of_a_sequence else None))
+            if of_a_sequence:
+                self._latest_part = task
             self._under_way.add(task)
             task.add_done_callback(self._under_way.discard)
             await self._answers.put(task)

@@ -11,7 +11,8 @@ __all__ = ["Templates"]
 FoundT = TypeVar("FoundT")
 
 MAX_HEAD = 1 << 10
-MAX_OF_A_LENGTH = 4
+MAX_OF_A_LENGTH = 16
+"""They are compared one after the other."""
 
 
 class _Template(NamedTuple, Generic[FoundT]):
@@ -44,12 +45,12 @@ class Templates(Generic[FoundT]):
         if self._count >= self._most:
             self._by_length.clear()
             self._count = 0
-        same_length = self._by_length.setdefault(len(data), [])
-        if len(same_length) >= MAX_OF_A_LENGTH:
-            del same_length[0]
-            self._count -= 1
         ends = [end for _, end in contents]
         starts = [*(start for start, _ in contents[1:]), len(data)]
         others = tuple((end, data[end:start]) for end, start in zip(ends, starts, strict=True) if end < start)
-        same_length.append(_Template(data[: contents[0][0]], others, found))
-        self._count += 1
+        made = _Template(data[: contents[0][0]], others, found)
+        present = self._by_length.get(len(data), [])
+        # What was found before of the same head is of an older policy.
+        kept = [template for template in present if template[:2] != made[:2]][-(MAX_OF_A_LENGTH - 1) :]
+        self._by_length[len(data)] = [*kept, made]
+        self._count += len(kept) + 1 - len(present)

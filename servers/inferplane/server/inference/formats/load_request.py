@@ -6,6 +6,8 @@ the whole message, because the field that holds them comes last.
 
 from collections.abc import Mapping
 
+from inferplane.server.inference.wire import length_prefixed, opening
+
 __all__ = ["LOAD_METHOD", "MAX_MESSAGE", "request_head"]
 
 LOAD_METHOD = "/inference.GRPCInferenceService/RepositoryModelLoad"
@@ -20,32 +22,14 @@ _STRING, _BYTES = 3, 4
 
 def request_head(name: str, config: str, files: Mapping[str, bytes], last_file: str, size: int) -> bytes:
     """All of the message but the content of `last_file`, `size` bytes that must follow."""
-    head = _field(_MODEL_NAME, name.encode())
-    head += _parameter("config", _field(_STRING, config.encode()))
+    head = length_prefixed(_MODEL_NAME, name.encode())
+    head += _parameter("config", length_prefixed(_STRING, config.encode()))
     for file, content in files.items():
-        head += _parameter(file, _field(_BYTES, content))
-    value = _tag(_BYTES, size)
-    entry = _field(_KEY, last_file.encode()) + _tag(_VALUE, len(value) + size) + value
-    return head + _tag(_PARAMETERS, len(entry) + size) + entry
+        head += _parameter(file, length_prefixed(_BYTES, content))
+    value = opening(_BYTES, size)
+    entry = length_prefixed(_KEY, last_file.encode()) + opening(_VALUE, len(value) + size) + value
+    return head + opening(_PARAMETERS, len(entry) + size) + entry
 
 
 def _parameter(key: str, value: bytes) -> bytes:
-    return _field(_PARAMETERS, _field(_KEY, key.encode()) + _field(_VALUE, value))
-
-
-def _field(number: int, content: bytes) -> bytes:
-    return _tag(number, len(content)) + content
-
-
-def _tag(number: int, length: int) -> bytes:
-    """A length-delimited field's beginning (protobuf's encoding guide: wire type 2)."""
-    return _varint(number << 3 | 2) + _varint(length)
-
-
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
+    return length_prefixed(_PARAMETERS, length_prefixed(_KEY, key.encode()) + length_prefixed(_VALUE, value))

@@ -61,9 +61,12 @@ class Delivery:
                 await asyncio.sleep(pause)
 
     async def flush(self) -> None:
-        """Deliver all that is noted now, or as much as can be."""
+        """Deliver all that is noted now, or as much as can be; for the end: what is left is counted as dropped."""
         while (self._undelivered or len(self._notes)) and await self._deliver_batch():
             pass
+        if left := self._notes.in_delivery + len(self._notes):
+            self._notes.dropped.inc(left)
+            log.error("prediction_records_dropped", count=left, why="the service stops and Reporting does not answer")
 
     async def _deliver_batch(self) -> bool:
         """Deliver what was left over, or else the next batch; False where Reporting cannot take it now."""
@@ -88,15 +91,21 @@ class Delivery:
             self._isolate(records)
             return True
         except Exception as error:  # noqa: BLE001 - whatever it is, the records are still here
-            log.warning("prediction_records_delayed", error=_described(error), waiting=len(self._notes))
+            log.warning(
+                "prediction_records_delayed",
+                error=_described(error),
+                waiting=len(self._notes) + self._notes.in_delivery,
+            )
             return False
         self._undelivered.popleft()
+        self._notes.in_delivery -= len(records)
         return True
 
     def _isolate(self, records: list[PredictionRecord]) -> None:
         """Halve a refused message until the record that it was refused for stands alone, and drop that one."""
         self._undelivered.popleft()
         if len(records) == 1:
+            self._notes.in_delivery -= 1
             self._notes.dropped.inc()
             log.error("prediction_record_refused", prediction_id=records[0].prediction_id)
             return

@@ -36,12 +36,15 @@ class Note(NamedTuple):
 
 
 class Notes:
-    """Takes notes at next to no cost. Where too many wait, because they cannot be delivered for long, the oldest are
-    dropped, counted in `inferplane_prediction_records_dropped_total` and logged."""
+    """Takes notes at next to no cost. Where more than 100,000 wait, or their labels hold more than 64 MiB, because they
+    cannot be delivered for long, the oldest are dropped, counted in `inferplane_prediction_records_dropped_total` and
+    logged."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._waiting: deque[Note] = deque()
         self._held = 0
+        self.in_delivery = 0
+        """Notes that were handed over as a batch and are not delivered yet."""
         self._full = asyncio.Event()
         self._unlogged = 0
         self._logged_at = float("-inf")
@@ -49,7 +52,7 @@ class Notes:
             "inferplane_prediction_records_dropped", "Records that could not be delivered.", registry=registry
         )
         waiting = Gauge("inferplane_prediction_records_waiting", "Records not delivered yet.", registry=registry)
-        waiting.set_function(lambda: len(self._waiting))
+        waiting.set_function(lambda: len(self._waiting) + self.in_delivery)
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -61,13 +64,15 @@ class Notes:
             self._held += note.labels.size
         if len(self._waiting) >= BATCH:
             self._full.set()
-            while len(self._waiting) > MAX_NOTES or self._held > MAX_HELD:
-                self._pop()
-                self._count_dropped()
+        while len(self._waiting) > MAX_NOTES or self._held > MAX_HELD:
+            self._pop()
+            self._count_dropped()
 
     def batch(self) -> list[Note]:
         """Hand over the oldest notes, at most BATCH."""
-        return [self._pop() for _ in range(min(BATCH, len(self._waiting)))]
+        batch = [self._pop() for _ in range(min(BATCH, len(self._waiting)))]
+        self.in_delivery += len(batch)
+        return batch
 
     async def until_due(self, interval: float) -> None:
         """Wait until a batch is full, at most `interval` seconds."""

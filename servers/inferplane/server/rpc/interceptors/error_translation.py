@@ -33,10 +33,10 @@ async def abort(call: Call, error: InferplaneError) -> Never:
 
 def _interpret(call: Call, error: BaseException) -> InferplaneError:
     if isinstance(error, InferplaneError):
-        if status_code(error.reason) is grpc.StatusCode.INTERNAL:
-            log.error("internal_error", method=call.method.path, exc_info=error)
+        if status_code(error.reason) is grpc.StatusCode.INTERNAL and not error.logged:
+            log.error("internal_error", method=call.method.path, request_id=call.request_id, details=error.private)
         return error
-    log.error("unhandled_exception", method=call.method.path, exc_info=error)
+    log.error("unhandled_exception", method=call.method.path, request_id=call.request_id, exc_info=error)
     return InferplaneError(ErrorReason.ERROR_REASON_INTERNAL)
 
 

@@ -5,6 +5,7 @@ from prometheus_client import CollectorRegistry
 from inferplane.reporting.v1.prediction_pb2 import PredictionRecord
 from inferplane.server.access.snapshot import Target
 from inferplane.server.inference.records.delivery import Delivery, RefusedError
+from inferplane.server.inference.records.labels import LabelSource
 from inferplane.server.inference.records.notes import BATCH, Note, Notes
 from inferplane.server.tensors import Signature
 
@@ -60,7 +61,7 @@ async def test_what_could_not_be_delivered_is_delivered_later() -> None:
     records, sink, _ = make()
     sink.failures = 1
     records.notes.take(note(1))
-    await records.delivery.flush()
+    await records.delivery._deliver_batch()
     assert sink.stored == []
     records.notes.take(note(2))
     await records.delivery.flush()
@@ -84,3 +85,32 @@ async def test_a_batch_is_cut_into_messages_that_the_service_takes() -> None:
     await records.delivery.flush()
     assert len(sink.stored) == 100
     assert max(sink.calls) < 30
+
+
+async def test_what_a_message_holds_back_counts_as_waiting() -> None:
+    records, sink, registry = make()
+    sink.failures = 1
+    for number in range(5):
+        records.notes.take(note(number))
+    await records.delivery._deliver_batch()
+    assert registry.get_sample_value("inferplane_prediction_records_waiting") == 5
+    await records.delivery.flush()
+    assert registry.get_sample_value("inferplane_prediction_records_waiting") == 0
+
+
+async def test_what_is_left_at_the_end_is_counted_as_dropped() -> None:
+    records, sink, registry = make()
+    sink.failures = 1
+    for number in range(5):
+        records.notes.take(note(number))
+    await records.delivery.flush()
+    assert registry.get_sample_value("inferplane_prediction_records_dropped_total") == 5
+
+
+async def test_few_notes_of_many_labels_are_bounded_too() -> None:
+    records, _, registry = make()
+    large = LabelSource("BYTES", (1,), bytes(40 << 20))
+    for number in range(3):
+        records.notes.take(note(number)._replace(labels=large))
+    assert len(records.notes) == 1
+    assert registry.get_sample_value("inferplane_prediction_records_dropped_total") == 2

@@ -1,4 +1,4 @@
-"""Finds the fields of a serialised protobuf message without parsing what they hold.
+"""Protobuf on the wire: finds a message's fields without parsing what they hold, and writes single ones.
 
 A parser makes an object of each sub-message: 62 MiB of empty ones become gigabytes. A scan costs a step for each field
 and stops at the number that it is given. See https://protobuf.dev/programming-guides/encoding/.
@@ -6,7 +6,7 @@ and stops at the number that it is given. See https://protobuf.dev/programming-g
 
 from typing import NamedTuple
 
-__all__ = ["LENGTH_DELIMITED", "Field", "TooManyFieldsError", "length_prefixed", "scan"]
+__all__ = ["LENGTH_DELIMITED", "Field", "TooManyFieldsError", "length_prefixed", "opening", "scan"]
 
 LENGTH_DELIMITED = 2
 _SIZES = {1: 8, 5: 4}
@@ -57,7 +57,12 @@ def scan(data: bytes, start: int, end: int, most: int) -> list[Field]:
 
 def length_prefixed(number: int, content: bytes) -> bytes:
     """A field of sub-message, string or bytes, serialised."""
-    return _encoded(number << 3 | LENGTH_DELIMITED) + _encoded(len(content)) + content
+    return opening(number, len(content)) + content
+
+
+def opening(number: int, length: int) -> bytes:
+    """What comes before the content of such a field, of `length` bytes."""
+    return _encoded(number << 3 | LENGTH_DELIMITED) + _encoded(length)
 
 
 def _encoded(value: int) -> bytes:
