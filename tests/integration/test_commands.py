@@ -84,6 +84,17 @@ def test_migrate_then_admin_then_serve_then_login(empty_database: URL, keys_dir:
     assert server.returncode == 0
 
 
+def test_an_administrator_with_a_bad_name_is_refused_with_what_a_name_is(
+    database_url: URL, keys_dir: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "password").write_text(PASSWORD + "\n")
+    arguments = ("db", "create-admin", "--username", "Admin", "--password-file", tmp_path / "password")
+    done = run(environment(database_url, keys_dir, tmp_path), *arguments)
+    assert done.returncode == 1
+    assert "user_id must match" in " ".join(done.stderr.split())
+    assert PASSWORD not in done.stderr
+
+
 def test_doctor_checks_dependencies_and_masks_secrets(database_url: URL, keys_dir: Path, tmp_path: Path) -> None:
     variables = environment(database_url, keys_dir, tmp_path)
     done = run(variables, "doctor", "--json")

@@ -118,6 +118,7 @@ class FakeAuth(auth_service_pb2_grpc.AuthServiceServicer, identity_service_pb2_g
         self.refreshes = 0
         self.reuses = 0
         self.logouts = 0
+        self.devices: list[str] = []
         self.lifetime = timedelta(minutes=10)
         self.grants: list[Grant] = []
 
@@ -135,7 +136,8 @@ class FakeAuth(auth_service_pb2_grpc.AuthServiceServicer, identity_service_pb2_g
         await self.fakes.enter(context, "Login", public=True)
         if self.passwords.get(request.username) != request.password:
             await fail(context, Fault(grpc.StatusCode.UNAUTHENTICATED, "LOGIN_FAILED"))
-        return auth_service_pb2.LoginResponse(tokens=self.issue())
+        self.devices.append(request.device_token)
+        return auth_service_pb2.LoginResponse(tokens=self.issue(), device_token=f"device of {request.username}")
 
     async def RefreshToken(
         self, request: auth_service_pb2.RefreshTokenRequest, context: Any

@@ -33,14 +33,15 @@ LIMIT = 64 << 20
 
 
 class AnyToken(Verifier):
-    """Takes `Bearer NAME` as proof of being the user NAME, until `expires_at` (seconds since the epoch)."""
+    """Takes `Bearer NAME` as proof of being the user NAME, in the session `sessions/NAME`, until `expires_at` (seconds
+    since the epoch)."""
 
     def __init__(self) -> None:
         """Needs no keys."""
         self.expires_at = float("inf")
 
     async def verify(self, token: str) -> Principal:
-        return Principal(f"users/{token}", expires_at=self.expires_at)
+        return Principal(f"users/{token}", f"sessions/{token}", expires_at=self.expires_at)
 
 
 def bearer(user: str = "alice") -> list[tuple[str, str]]:
@@ -160,6 +161,7 @@ class DataPlane(Stand):
     verifier: AnyToken
     routes: list[Route]
     grants: list[GrantRow]
+    revoked: list[str]
 
     async def infer(self, message: Any = None, user: str = "alice", **options: Any) -> service_pb2.ModelInferResponse:
         body = message if isinstance(message, bytes) else (message or infer_request()).SerializeToString()
@@ -186,6 +188,7 @@ async def data_plane(
     verifier = AnyToken()
     held: list[Route] = list(routes) if routes is not None else [Route("m", target(), ready=True)]
     grants = [GrantRow(f"users/{user}", "caller", "*") for user in ("alice", "bob")]
+    revoked: list[str] = []
 
     def register(server: RpcServer, admission: Admission, registry: CollectorRegistry) -> None:
         notes = parts["notes"] = Notes(registry)
@@ -197,10 +200,12 @@ async def data_plane(
         server.add_handlers(SERVICE, {}, (), fused=fused)
 
     try:
-        async with running(register, lambda: compile_snapshot(1, grants, held), verifier, **options) as stand:
+        policy = lambda: compile_snapshot(1, grants, held, revoked)  # noqa: E731
+        async with running(register, policy, verifier, **options) as stand:
             plane = DataPlane(stand.server, stand.address, stand.channel, stand.registry)
             plane.triton, plane.notes, plane.verifier = triton, parts["notes"], verifier
-            plane.routes, plane.grants, plane.forwarder = held, grants, parts["forwarder"]
+            plane.routes, plane.grants, plane.revoked = held, grants, revoked
+            plane.forwarder = parts["forwarder"]
             plane.unread = parts["unread"]
             yield plane
     finally:

@@ -35,10 +35,11 @@ class AuthClient:
 
     async def login(self, username: str, password: str, *, timeout: float | None = None) -> Tokens:
         """Open a session, which all further calls of this client use; raises Unauthenticated."""
-        request = auth_service_pb2.LoginRequest(username=username, password=password)
+        device_token = await self._session.device_token(username)
+        request = auth_service_pb2.LoginRequest(username=username, password=password, device_token=device_token)
         answer = await unary(self.service.Login, request, timeout)
         tokens = Tokens.of(answer.tokens)
-        await self._session.replace(tokens)
+        await self._session.begin(tokens, username, answer.device_token)
         return tokens
 
     async def refresh(self) -> str:

@@ -26,8 +26,9 @@ _SERVICES: tuple[ServiceDescriptor, ...] = tuple(
     for service in module.DESCRIPTOR.services_by_name.values()
 )
 _READS = ("Get", "List", "Query", "WhoAmI")
-# A label given twice counts once, so feedback is safe to repeat although it carries no key.
-_REPEATABLE = ("SubmitFeedback",)
+# Safe to repeat although they carry no key: a label given twice counts once, and a refresh token answers the same
+# successor again for a while.
+_REPEATABLE = ("RefreshToken", "SubmitFeedback")
 
 
 def _safe_to_repeat(method: MethodDescriptor) -> bool:

@@ -10,7 +10,7 @@ from inferplane.client.tokens import Tokens, TokenStore
 class Session:
     """Hands out the access token and refreshes it, once for all coroutines and processes that wait for it.
 
-    A refresh token is good for one use, and a second use ends the session. So at most one refresh is under
+    A refresh token is good for one use, and a late second use ends the session. So at most one refresh is under
     way in this client, the store's lock keeps other processes out, and a refresh that has begun is carried
     through even when the call that asked for it is cancelled.
     """
@@ -50,6 +50,18 @@ class Session:
         async with self._lock, self._store.exclusive():
             await self._store.save(tokens)
             self._tokens = tokens
+
+    async def begin(self, tokens: Tokens, username: str, device_token: str) -> None:
+        """Begin the session of a user who has just signed in; remember this device for the next time."""
+        async with self._lock, self._store.exclusive():
+            if device_token:
+                await self._store.save_device(username, device_token)
+            await self._store.save(tokens)
+            self._tokens = tokens
+
+    async def device_token(self, username: str) -> str:
+        """Give what the user's last sign-in left here; empty where there was none."""
+        return await self._store.load_device(username)
 
     async def close(self) -> None:
         """Wait for a refresh under way: its answer would be lost otherwise, and the session with it."""

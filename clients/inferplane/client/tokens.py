@@ -100,6 +100,14 @@ class TokenStore(ABC):
         """Replace the tokens; None logs out. Call it inside `exclusive`."""
 
     @abstractmethod
+    async def load_device(self, username: str) -> str:
+        """Give what proves that the user has signed in from here; empty where there is nothing."""
+
+    @abstractmethod
+    async def save_device(self, username: str, token: str) -> None:
+        """Keep it, beyond the end of the session. Call it inside `exclusive`."""
+
+    @abstractmethod
     def exclusive(self) -> AbstractAsyncContextManager[None]:
         """Keep everybody else who shares the store from refreshing meanwhile."""
 
@@ -109,6 +117,7 @@ class MemoryStore(TokenStore):
 
     def __init__(self, tokens: Tokens | None = None) -> None:
         self._tokens = tokens
+        self._devices: dict[str, str] = {}
         self._lock = asyncio.Lock()
 
     async def load(self) -> Tokens | None:
@@ -118,6 +127,14 @@ class MemoryStore(TokenStore):
     async def save(self, tokens: Tokens | None) -> None:
         """Replace the tokens."""
         self._tokens = tokens
+
+    async def load_device(self, username: str) -> str:
+        """Give the device token saved last."""
+        return self._devices.get(username, "")
+
+    async def save_device(self, username: str, token: str) -> None:
+        """Keep a device token."""
+        self._devices[username] = token
 
     @asynccontextmanager
     async def exclusive(self) -> AsyncIterator[None]:
@@ -144,6 +161,14 @@ class FileStore(TokenStore):
         """Write the tokens of this mesh; those of others stay."""
         await asyncio.to_thread(self._save, tokens)
 
+    async def load_device(self, username: str) -> str:
+        """Read the user's device token of this mesh."""
+        return await asyncio.to_thread(self._load_device, username)
+
+    async def save_device(self, username: str, token: str) -> None:
+        """Write the user's device token of this mesh."""
+        await asyncio.to_thread(self._save_device, username, token)
+
     @asynccontextmanager
     async def exclusive(self) -> AsyncIterator[None]:
         """Hold the flock of the folder's credentials, waiting for it off the event loop."""
@@ -160,23 +185,23 @@ class FileStore(TokenStore):
         finally:
             lock.release()
 
-    def _meshes(self) -> dict[str, Any]:
+    def _content(self) -> dict[str, dict[str, Any]]:
+        """The file's two parts, each by mesh: `meshes` are the tokens, `devices` the device tokens by user."""
         data = read_private(self._path)
-        if data is None:
-            return {}
         try:
-            meshes = json.loads(data)["meshes"]
-        except (ValueError, KeyError, TypeError) as error:
+            content = json.loads(data) if data is not None else {"meshes": {}}
+            parts = {"meshes": content["meshes"], "devices": content.get("devices", {})}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise self._malformed() from error
-        if not isinstance(meshes, dict):
+        if not all(isinstance(part, dict) for part in parts.values()):
             raise self._malformed()
-        return meshes
+        return parts
 
     def _malformed(self) -> ConfigurationError:
         return ConfigurationError(f"{self._path} is malformed; remove it and run `inferplane login`")
 
     def _load(self) -> Tokens | None:
-        saved = self._meshes().get(self._mesh)
+        saved = self._content()["meshes"].get(self._mesh)
         if saved is None:
             return None
         try:
@@ -185,9 +210,23 @@ class FileStore(TokenStore):
             raise self._malformed() from error
 
     def _save(self, tokens: Tokens | None) -> None:
-        meshes = self._meshes()
+        content = self._content()
         if tokens is None:
-            meshes.pop(self._mesh, None)
+            content["meshes"].pop(self._mesh, None)
         else:
-            meshes[self._mesh] = tokens.to_json()
-        write_private(self._path, json.dumps({"version": 1, "meshes": meshes}, indent=2).encode() + b"\n")
+            content["meshes"][self._mesh] = tokens.to_json()
+        self._write(content)
+
+    def _load_device(self, username: str) -> str:
+        try:
+            return str(self._content()["devices"].get(self._mesh, {}).get(username, ""))
+        except AttributeError as error:
+            raise self._malformed() from error
+
+    def _save_device(self, username: str, token: str) -> None:
+        content = self._content()
+        content["devices"].setdefault(self._mesh, {})[username] = token
+        self._write(content)
+
+    def _write(self, content: dict[str, dict[str, Any]]) -> None:
+        write_private(self._path, json.dumps({"version": 1, **content}, indent=2).encode() + b"\n")

@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 from inferplane.auth.v1.auth_service_pb2 import GetJwksRequest
 from inferplane.auth.v1.auth_service_pb2_grpc import AuthServiceStub
 from inferplane.server.access.admission import Admission
-from inferplane.server.access.source import PolicySource
+from inferplane.server.access.source import PolicySource, parts_of
 from inferplane.server.identity.verification import JwksCache, Verifier
 from inferplane.server.identity.workloads import WorkloadSigner, load_workload_keys
 from inferplane.server.keys import MasterKey
@@ -78,8 +78,9 @@ async def run_service(service: ServiceName, settings: Settings, *addresses: str)
     """
     url, role = database_url(settings, service)
     await check_version(url)
+    source = PolicySource(url, role, settings.policy_max_staleness, parts_of(service))
     async with AsyncExitStack() as stack:
-        core = _core(service, settings, PolicySource(url, role, settings.policy_max_staleness), stack)
+        core = _core(service, settings, source, stack)
         stack.push_async_callback(core.database.close)
         stack.push_async_callback(core.tasks.stop)
         core.policy.on_availability(lambda up: core.server.health.report(DATABASE, up))

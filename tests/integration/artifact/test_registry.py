@@ -12,6 +12,7 @@ from inferplane.artifact.v1 import model_registry_service_pb2 as pb
 from inferplane.server.artifact import onnx_inspection, registry, repository
 from inferplane.server.settings import ServiceName, Settings
 from tests.support.artifact import MODEL_BYTES, Artifacts, data_messages, digest, new_upload, rows
+from tests.support.database import audit_events
 from tests.support.mesh import ADMIN, Mesh, detail, failure, reason, running_mesh
 from tests.support.onnx_models import identity
 
@@ -253,8 +254,12 @@ async def test_an_alias_leads_to_its_version_and_moves(artifacts: Artifacts, dat
         assert answer.model_version == version.name
         found = await artifacts.call("GetModelVersion", pb.GetModelVersionRequest(name=answer.name))
         assert found == version
-    query = "SELECT detail FROM reporting.audit_event WHERE action = 'alias.set' ORDER BY id"
-    assert await rows(database_url, query) == [('{"version": 1}',), ('{"version": 2, "from_version": 1}',)]
+    moves = [event.changes[0] for event in await audit_events(database_url, "alias.set")]
+    assert [(move.field, move.HasField("before"), move.after.number) for move in moves] == [
+        ("version", False, 1),
+        ("version", True, 2),
+    ]
+    assert moves[1].before.number == 1
 
 
 async def test_a_repeated_set_does_not_move_an_alias_back(artifacts: Artifacts) -> None:

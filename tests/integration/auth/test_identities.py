@@ -3,15 +3,16 @@
 from collections.abc import AsyncIterator
 from typing import Any
 
-import asyncpg
 import grpc
 import pytest
 from google.rpc import error_details_pb2
 from sqlalchemy import URL
 
 from inferplane.auth.v1 import identity_service_pb2 as pb
+from inferplane.server.auth.first_admin import create_first_admin
+from inferplane.server.errors import InferplaneError
 from inferplane.server.settings import ServiceName, Settings
-from inferplane.server.storage.database import asyncpg_dsn
+from tests.support.database import audit_events, rows
 from tests.support.mesh import ADMIN, PASSWORD, Mesh, detail, failure, reason, running_mesh
 
 
@@ -19,14 +20,6 @@ from tests.support.mesh import ADMIN, PASSWORD, Mesh, detail, failure, reason, r
 async def mesh(settings: Settings) -> AsyncIterator[Mesh]:
     async with running_mesh(settings, ServiceName.AUTH) as mesh:
         yield mesh
-
-
-async def rows(url: URL, query: str, *arguments: Any) -> list[Any]:
-    connection = await asyncpg.connect(asyncpg_dsn(url))
-    try:
-        return list(await connection.fetch(query, *arguments))
-    finally:
-        await connection.close()
 
 
 def new_user(name: str = "alice", **fields: str) -> pb.CreateUserRequest:
@@ -77,6 +70,58 @@ async def test_a_short_password_is_refused_and_not_repeated(mesh: Mesh) -> None:
     error = await failure(mesh.identity.CreateUser(request, metadata=await mesh.login()))
     assert error.code() == grpc.StatusCode.INVALID_ARGUMENT
     assert "hunter2" not in str(error)
+
+
+@pytest.mark.parametrize("password", ["hunter2", "\u00e4" * 513])
+async def test_a_passwords_length_is_judged_in_bytes(mesh: Mesh, password: str) -> None:
+    request = pb.CreateUserRequest(user_id="alice", password=password)
+    assert await violations(mesh.identity.CreateUser(request, metadata=await mesh.login())) == [
+        ("password", "must be 12 to 1024 bytes")
+    ]
+
+
+async def test_a_name_and_a_password_that_are_bad_are_both_named(mesh: Mesh) -> None:
+    request = pb.CreateUserRequest(user_id="Alice", password="short")
+    found = await violations(mesh.identity.CreateUser(request, metadata=await mesh.login()))
+    assert [path for path, _ in found] == ["user_id", "password"]
+
+
+@pytest.mark.parametrize(("username", "password"), [("Admin", PASSWORD), ("", PASSWORD), ("admin", "short")])
+async def test_the_first_administrator_is_judged_as_any_other_user(
+    settings: Settings, database_url: URL, username: str, password: str
+) -> None:
+    with pytest.raises(InferplaneError) as refused:
+        await create_first_admin(settings, username, password)
+    assert refused.value.violations
+    assert not await rows(database_url, "SELECT 1 FROM auth.user_account")
+
+
+async def test_a_bad_filter_of_grants_is_named_by_its_field(mesh: Mesh) -> None:
+    request = pb.ListGrantsRequest(subject="alice")
+    ((path, problem),) = await violations(mesh.identity.ListGrants(request, metadata=await mesh.login()))
+    assert path == "subject"
+    assert problem.startswith("must have the form users/{user}")
+
+
+async def violations(call: Any) -> list[tuple[str, str]]:
+    """The fields that a refused call names, and what is wrong with each."""
+    bad_request = error_details_pb2.BadRequest()
+    assert detail(await failure(call), bad_request)
+    return [(violation.field, violation.description) for violation in bad_request.field_violations]
+
+
+async def test_a_revoked_grant_stays_readable_in_the_audit(mesh: Mesh, database_url: URL) -> None:
+    admin = await mesh.login()
+    request = pb.GrantRoleRequest(subject=f"users/{ADMIN}", role="caller", scope="team-*")
+    grant = await mesh.identity.GrantRole(request, metadata=admin)
+    await mesh.identity.RevokeGrant(pb.RevokeGrantRequest(name=grant.name), metadata=admin)
+    (event,) = await audit_events(database_url, "grant.remove")
+    assert {change.field: change.before.text for change in event.changes} == {
+        "subject": f"users/{ADMIN}",
+        "role": "caller",
+        "scope": "team-*",
+    }
+    assert not any(change.HasField("after") for change in event.changes)
 
 
 async def test_a_grant_takes_effect_and_its_revocation_too(mesh: Mesh) -> None:

@@ -6,10 +6,14 @@ from typing import Any
 
 import grpc
 import pytest
+from sqlalchemy import URL
 
 from inferplane.auth.v1 import auth_service_pb2 as pb
-from inferplane.server.auth.sessions import MAX_FAILURES
+from inferplane.server.access.snapshot import Part
+from inferplane.server.auth.sessions import REFRESH_GRACE
 from inferplane.server.settings import ServiceName, Settings
+from tests.conftest import execute
+from tests.support.database import rows
 from tests.support.mesh import ADMIN, PASSWORD, Mesh, bearer, failure, reason, running_mesh
 
 
@@ -35,13 +39,6 @@ async def test_wrong_password_and_unknown_user_fail_alike(mesh: Mesh, username: 
     assert (error.code(), error.details()) == (grpc.StatusCode.UNAUTHENTICATED, "wrong username or password")
 
 
-async def test_too_many_failures_are_throttled_and_the_right_password_with_them(mesh: Mesh) -> None:
-    for _ in range(MAX_FAILURES):
-        await failure(mesh.auth.Login(pb.LoginRequest(username=ADMIN, password="wrong")))
-    call = mesh.auth.Login(pb.LoginRequest(username=ADMIN, password=PASSWORD))
-    assert await reason(call) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "RATE_LIMITED")
-
-
 async def test_refresh_answers_new_tokens_that_work(mesh: Mesh) -> None:
     tokens = await open_session(mesh)
     fresh = (await mesh.auth.RefreshToken(pb.RefreshTokenRequest(refresh_token=tokens.refresh_token))).tokens
@@ -49,23 +46,48 @@ async def test_refresh_answers_new_tokens_that_work(mesh: Mesh) -> None:
     await mesh.auth.WhoAmI(pb.WhoAmIRequest(), metadata=bearer(fresh.access_token))
 
 
-async def test_reuse_of_a_refresh_token_ends_the_session(mesh: Mesh) -> None:
-    tokens = await open_session(mesh)
-    old = pb.RefreshTokenRequest(refresh_token=tokens.refresh_token)
-    fresh = (await mesh.auth.RefreshToken(old)).tokens
-    assert await reason(mesh.auth.RefreshToken(old)) == (
-        grpc.StatusCode.UNAUTHENTICATED,
-        "REFRESH_TOKEN_REUSED",
-    )
-    new = pb.RefreshTokenRequest(refresh_token=fresh.refresh_token)
-    assert await reason(mesh.auth.RefreshToken(new)) == (grpc.StatusCode.UNAUTHENTICATED, "SESSION_ENDED")
+def refresh(mesh: Mesh, refresh_token: str) -> Any:
+    return mesh.auth.RefreshToken(pb.RefreshTokenRequest(refresh_token=refresh_token))
 
 
-async def test_of_concurrent_uses_of_a_refresh_token_one_succeeds(mesh: Mesh) -> None:
-    tokens = await open_session(mesh)
-    request = pb.RefreshTokenRequest(refresh_token=tokens.refresh_token)
-    outcomes = await asyncio.gather(*(mesh.auth.RefreshToken(request) for _ in range(5)), return_exceptions=True)
-    assert sum(isinstance(outcome, pb.RefreshTokenResponse) for outcome in outcomes) == 1
+async def test_a_refresh_whose_answer_was_lost_may_be_repeated(mesh: Mesh) -> None:
+    old = (await open_session(mesh)).refresh_token
+    lost = (await refresh(mesh, old)).tokens.refresh_token
+    assert (await refresh(mesh, old)).tokens.refresh_token == lost
+    assert (await refresh(mesh, lost)).tokens.refresh_token not in (old, lost)
+
+
+async def test_reuse_of_a_refresh_token_whose_successor_was_used_ends_the_session(mesh: Mesh) -> None:
+    old = (await open_session(mesh)).refresh_token
+    newer = (await refresh(mesh, old)).tokens.refresh_token
+    newest = (await refresh(mesh, newer)).tokens.refresh_token
+    assert await reason(refresh(mesh, old)) == (grpc.StatusCode.UNAUTHENTICATED, "REFRESH_TOKEN_REUSED")
+    assert await reason(refresh(mesh, newest)) == (grpc.StatusCode.UNAUTHENTICATED, "SESSION_ENDED")
+
+
+async def test_reuse_of_a_refresh_token_after_the_grace_ends_the_session(mesh: Mesh, database_url: URL) -> None:
+    old = (await open_session(mesh)).refresh_token
+    fresh = (await refresh(mesh, old)).tokens.refresh_token
+    age = f"used_at = used_at - interval '{REFRESH_GRACE.total_seconds()} seconds'"
+    await execute(database_url, f"UPDATE auth.refresh_token SET {age} WHERE used_at IS NOT NULL")  # noqa: S608
+    assert await reason(refresh(mesh, old)) == (grpc.StatusCode.UNAUTHENTICATED, "REFRESH_TOKEN_REUSED")
+    assert await reason(refresh(mesh, fresh)) == (grpc.StatusCode.UNAUTHENTICATED, "SESSION_ENDED")
+
+
+async def test_concurrent_uses_of_a_refresh_token_get_one_successor(mesh: Mesh) -> None:
+    old = (await open_session(mesh)).refresh_token
+    answers = await asyncio.gather(*(refresh(mesh, old) for _ in range(5)))
+    (successor,) = {answer.tokens.refresh_token for answer in answers}
+    await refresh(mesh, successor)
+
+
+async def test_no_refresh_token_can_be_read_in_the_database(mesh: Mesh, database_url: URL) -> None:
+    old = (await open_session(mesh)).refresh_token
+    fresh = (await refresh(mesh, old)).tokens.refresh_token
+    query = "SELECT token_hash || coalesce(successor, '') AS all FROM auth.refresh_token"
+    stored = b"".join(row["all"] for row in await rows(database_url, query))
+    assert old.encode() not in stored
+    assert fresh.encode() not in stored
 
 
 async def test_logout_makes_the_refresh_token_worthless(mesh: Mesh) -> None:
@@ -73,6 +95,35 @@ async def test_logout_makes_the_refresh_token_worthless(mesh: Mesh) -> None:
     await mesh.auth.Logout(pb.LogoutRequest(), metadata=bearer(tokens.access_token))
     request = pb.RefreshTokenRequest(refresh_token=tokens.refresh_token)
     assert await reason(mesh.auth.RefreshToken(request)) == (grpc.StatusCode.UNAUTHENTICATED, "SESSION_ENDED")
+
+
+async def test_logout_makes_the_access_token_worthless_within_a_second(mesh: Mesh) -> None:
+    access = bearer((await open_session(mesh)).access_token)
+    other = bearer((await open_session(mesh)).access_token)
+    await mesh.auth.Logout(pb.LogoutRequest(), metadata=access)
+    await mesh.until_policy(lambda snapshot: len(snapshot.revoked) == 1)
+    assert await reason(mesh.auth.WhoAmI(pb.WhoAmIRequest(), metadata=access)) == (
+        grpc.StatusCode.UNAUTHENTICATED,
+        "SESSION_ENDED",
+    )
+    await mesh.auth.WhoAmI(pb.WhoAmIRequest(), metadata=other)
+
+
+async def test_a_session_that_ends_reads_no_other_part_of_policy_again(mesh: Mesh) -> None:
+    source = mesh.services[ServiceName.AUTH].policy
+    access = bearer((await open_session(mesh)).access_token)
+    before = source.snapshot
+    await mesh.auth.Logout(pb.LogoutRequest(), metadata=access)
+    await mesh.until_policy(lambda snapshot: snapshot.revoked)
+    assert source.snapshot.grants is before.grants
+    assert set(source.snapshot.revisions) == {Part.GRANTS, Part.REVOKED}
+
+
+async def test_an_access_token_does_not_outlive_its_session(settings: Settings) -> None:
+    short = settings.model_copy(update={"session_lifetime": 60, "access_token_lifetime": 3600})
+    async with running_mesh(short, ServiceName.AUTH) as mesh:
+        tokens = await open_session(mesh)
+    assert tokens.access_token_expire_time.seconds <= tokens.refresh_token_expire_time.seconds
 
 
 async def test_unknown_refresh_token_is_refused(mesh: Mesh) -> None:

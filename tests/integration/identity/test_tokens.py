@@ -13,6 +13,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from joserfc import jwt
 from joserfc.jwk import ECKey, OctKey
+from joserfc.jws import JWSRegistry
 
 from inferplane.auth.v1 import auth_service_pb2 as pb
 from inferplane.server.identity.workloads import WorkloadSigner
@@ -21,6 +22,7 @@ from inferplane.server.settings import ServiceName, Settings
 from tests.support.mesh import ADMIN, PASSWORD, Mesh, bearer, error_info, failure, reason, running_mesh
 
 INVALID = (grpc.StatusCode.UNAUTHENTICATED, "CREDENTIALS_INVALID")
+ES256: Any = JWSRegistry.algorithms["ES256"]
 MISSING = (grpc.StatusCode.UNAUTHENTICATED, "CREDENTIALS_MISSING")
 
 
@@ -54,6 +56,21 @@ class Forger:
     def with_own_key(self) -> str:
         return jwt.encode({**self.header, "jwk": self.public_jwk}, self.claims, ECKey.generate_key("P-256"))
 
+    def with_payload(self, claims: dict[str, Any], twice: str = "", padding: str = "") -> str:
+        """Signed well, with a payload that an encoder of tokens may refuse to write."""
+        payload = json.dumps({**self.claims, **claims})
+        if twice:
+            payload = f"{payload[:-1]}, {twice}}}"
+        return self.sign_text(json.dumps(self.header), payload, padding)
+
+    def with_header_text(self, twice: str) -> str:
+        return self.sign_text(f"{{{twice}, {json.dumps(self.header)[1:]}", json.dumps(self.claims))
+
+    def sign_text(self, header: str, payload: str, padding: str = "") -> str:
+        signed = f"{text_encoded(header)}.{text_encoded(payload)}{padding}".encode()
+        signature = ES256.sign(signed, self.signing_key)
+        return f"{signed.decode()}.{base64.urlsafe_b64encode(signature).rstrip(b'=').decode()}"
+
     def altered(self) -> str:
         return f"{encoded(self.header)}.{encoded({**self.claims, 'sub': 'users/somebody-else'})}.{self.signature}"
 
@@ -62,8 +79,12 @@ def decoded(part: str) -> bytes:
     return base64.urlsafe_b64decode(part + "=" * (-len(part) % 4))
 
 
+def text_encoded(text: str) -> str:
+    return base64.urlsafe_b64encode(text.encode()).rstrip(b"=").decode()
+
+
 def encoded(value: Any) -> str:
-    return base64.urlsafe_b64encode(json.dumps(value).encode()).rstrip(b"=").decode()
+    return text_encoded(json.dumps(value))
 
 
 @pytest.fixture
@@ -97,6 +118,18 @@ FORGERIES: dict[str, Callable[[Forger], str]] = {
     "issued in the future": lambda forger: forger.sign({"iat": int(time.time()) + 3600}),
     "no exp": lambda forger: forger.sign({"exp": None}),
     "exp not a number": lambda forger: forger.sign({"exp": "tomorrow"}),
+    "exp NaN": lambda forger: forger.with_payload({"exp": float("nan")}),
+    "exp infinite": lambda forger: forger.with_payload({"exp": float("inf")}),
+    "exp beyond all time": lambda forger: forger.with_payload({"exp": 1e308}),
+    "exp an integer beyond all floats": lambda forger: forger.with_payload({"exp": 10**400}),
+    "exp true": lambda forger: forger.with_payload({"exp": True}),
+    "exp a fraction": lambda forger: forger.with_payload({"exp": time.time() + 60.5}),
+    "iat true": lambda forger: forger.with_payload({"iat": True}),
+    "nbf in the future": lambda forger: forger.with_payload({"nbf": int(time.time()) + 3600}),
+    "nbf not a number": lambda forger: forger.with_payload({"nbf": "yesterday"}),
+    "a claim twice": lambda forger: forger.with_payload({}, '"sub": "users/somebody-else"'),
+    "a header parameter twice": lambda forger: forger.with_header_text('"typ": "JWT"'),
+    "padding in the payload": lambda forger: forger.with_payload({}, padding="=="),
     "garbage": lambda forger: "garbage",
     "three empty parts": lambda forger: "..",
     "header not an object": lambda forger: f"{encoded([1])}.e30.x",
@@ -110,7 +143,8 @@ async def who(mesh: Mesh, metadata: Any) -> Any:
 
 async def test_the_forger_can_make_a_good_token(mesh: Mesh, forger: Forger) -> None:
     """Otherwise the tests below would pass for the wrong reason."""
-    assert (await who(mesh, bearer(forger.sign()))).identity.subject == f"users/{ADMIN}"
+    for token in (forger.sign(), forger.with_payload({}), forger.with_payload({"nbf": int(time.time())})):
+        assert (await who(mesh, bearer(token))).identity.subject == f"users/{ADMIN}"
 
 
 @pytest.mark.parametrize("forgery", FORGERIES)

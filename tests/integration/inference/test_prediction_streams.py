@@ -10,7 +10,7 @@ import pytest
 from tritonclient.grpc import service_pb2
 
 from inferplane.server.inference.dataplane import forwarder, streams
-from tests.support.mesh import error_info, failure, until
+from tests.support.mesh import error_info, failure, reason, until
 from tests.support.stand import DataPlane, data_plane, echo, infer_request
 
 MIB = 1 << 20
@@ -135,6 +135,20 @@ async def test_a_stream_that_outlives_its_grant_is_ended_idle_as_it_is() -> None
         call = await open_stream(plane)
         plane.grants.clear()
         assert await ended(call) == (grpc.StatusCode.PERMISSION_DENIED, "PERMISSION_DENIED")
+
+
+async def test_a_stream_that_outlives_its_session_is_ended_idle_as_it_is() -> None:
+    async with data_plane() as plane:
+        call = await open_stream(plane)
+        plane.revoked.append("sessions/alice")
+        assert await ended(call) == (grpc.StatusCode.UNAUTHENTICATED, "SESSION_ENDED")
+
+
+async def test_a_prediction_of_a_session_that_has_ended_is_refused() -> None:
+    async with data_plane() as plane:
+        plane.revoked.append("sessions/alice")
+        assert await reason(plane.infer()) == (grpc.StatusCode.UNAUTHENTICATED, "SESSION_ENDED")
+        await plane.infer(user="bob")
 
 
 async def test_a_stream_that_is_as_old_as_a_connection_may_be_is_ended_with_a_reason() -> None:

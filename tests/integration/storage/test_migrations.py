@@ -1,8 +1,12 @@
 """The schema and what the code believes of it."""
 
+import asyncio
 from pathlib import Path
 
+import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import URL, Connection, MetaData
@@ -12,8 +16,12 @@ from inferplane.server.artifact import tables as artifact
 from inferplane.server.auth import tables as auth
 from inferplane.server.inference import tables as inference
 from inferplane.server.reporting import tables as reporting
+from inferplane.server.settings import ServiceName, Settings
 from inferplane.server.storage import audit, migrate
-from inferplane.server.storage.schema import SCHEMA_VERSION
+from inferplane.server.storage.schema import MIN_SCHEMA, SCHEMA_VERSION, SchemaVersionError, check_version
+from tests.conftest import execute
+from tests.support.database import audit_events, rows
+from tests.support.mesh import running_mesh
 
 MIGRATIONS = Path(migrate.__file__).parent / "migrations"
 
@@ -29,10 +37,15 @@ async def test_the_tables_are_those_that_the_repositories_describe(database_url:
             table.to_metadata(described)
 
     def differences(connection: Connection) -> list[object]:
-        # Indexes and the policy's revision stand in the migrations alone, and the idempotency tables have one
-        # description for four.
+        # Indexes, the policy's revisions and the compatibility stand in the migrations alone, and the idempotency
+        # tables have one description for four.
         def compared(_object: object, name: str | None, kind: str, *_rest: object) -> bool:
-            return kind != "index" and name not in ("idempotency_record", "alembic_version", "revision")
+            return kind != "index" and name not in (
+                "idempotency_record",
+                "alembic_version",
+                "schema_compatibility",
+                "revision",
+            )
 
         options = {"include_schemas": True, "include_object": compared}
         return list(compare_metadata(MigrationContext.configure(connection, opts=options), described))
@@ -45,3 +58,77 @@ async def test_the_tables_are_those_that_the_repositories_describe(database_url:
 
 async def test_migrating_again_changes_nothing(database_url: URL) -> None:
     assert await migrate.migrate(database_url) == SCHEMA_VERSION
+
+
+@pytest.mark.parametrize("minimum", ["0001", SCHEMA_VERSION])
+async def test_a_newer_database_that_takes_this_release_is_worked_with(database_url: URL, minimum: str) -> None:
+    await pretend(database_url, "9999", minimum)
+    await check_version(database_url)
+
+
+async def test_a_newer_database_that_does_not_take_this_release_says_what_to_do(database_url: URL) -> None:
+    await pretend(database_url, "9999", "9998")
+    with pytest.raises(SchemaVersionError, match=r"needs a release that knows version 9998.*install a newer release"):
+        await check_version(database_url)
+
+
+async def test_an_older_database_says_what_to_do(database_url: URL) -> None:
+    await execute(database_url, "UPDATE public.alembic_version SET version_num = '0006'")
+    await execute(database_url, "DROP TABLE public.schema_compatibility")
+    with pytest.raises(SchemaVersionError, match=f"needs {MIN_SCHEMA}: run `inferplane db migrate`"):
+        await check_version(database_url)
+
+
+async def test_a_service_runs_on_a_newer_database_that_takes_it(settings: Settings, database_url: URL) -> None:
+    await pretend(database_url, "9999", SCHEMA_VERSION)
+    async with running_mesh(settings, ServiceName.AUTH) as mesh:
+        await mesh.login()
+
+
+async def pretend(url: URL, version: str, minimum: str) -> None:
+    """Let the database be one migration ahead, as far as releases can tell."""
+    await execute(url, f"UPDATE public.alembic_version SET version_num = '{version}'")  # noqa: S608 - of this file
+    await execute(url, f"UPDATE public.schema_compatibility SET minimum = '{minimum}'")  # noqa: S608 - of this file
+
+
+async def test_events_of_before_become_bytes(postgres: URL) -> None:
+    url = postgres.set(database="events_of_before")
+    await execute(postgres, "CREATE DATABASE events_of_before")
+    try:
+        await asyncio.to_thread(upgrade, url, "0006")
+        await execute(
+            url,
+            """
+            INSERT INTO reporting.audit_event (id, occurred_at, service, actor, on_behalf_of, request_id, action,
+                resource, detail)
+            SELECT gen_random_uuid(), '2026-01-02 03:04:05.678901+00', 'artifact', 'workloads/x', 'users/bob', 'r',
+                'alias.set', 'models/m', '{"version": 2, "digest": "d"}' FROM generate_series(1, 1500)
+            """,
+        )
+        await migrate.migrate(url)
+        events = await audit_events(url, "alias.set")
+    finally:
+        await execute(postgres, "DROP DATABASE events_of_before WITH (FORCE)")
+    assert len(events) == 1500
+    assert (events[0].time.ToJsonString(), events[0].on_behalf_of) == ("2026-01-02T03:04:05.678901Z", "users/bob")
+    assert [(change.field, change.after.WhichOneof("kind")) for change in events[0].changes] == [
+        ("digest", "text"),
+        ("version", "number"),
+    ]
+
+
+def upgrade(url: URL, version: str) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    config.attributes["url"] = url
+    command.upgrade(config, version)
+
+
+async def test_texts_sort_as_python_sorts_them(database_url: URL) -> None:
+    query = """
+        SELECT table_name || '.' || column_name AS name FROM information_schema.columns
+        WHERE table_schema = 'auth' AND data_type = 'text' AND collation_name IS DISTINCT FROM 'C'
+        AND (table_name, column_name) NOT IN (('user_account', 'password_hash'), ('signing_key', 'kid'),
+            ('role_grant', 'creator')) AND table_name <> 'idempotency_record'
+    """
+    assert await rows(database_url, query) == []

@@ -9,6 +9,7 @@ import grpc
 import pytest
 
 from inferplane.client import FileStore, Inferplane, MemoryStore, Password, Tokens, errors
+from inferplane.client.endpoints import Endpoints
 from tests.support.fake_serving import FakeMesh
 
 _REFRESHER = """
@@ -31,7 +32,7 @@ def _expiring(tokens: Tokens) -> Tokens:
     now = datetime.now(UTC)
     return Tokens(
         tokens.access_token,
-        now + timedelta(seconds=1),
+        now + timedelta(seconds=20),
         tokens.refresh_token,
         now + timedelta(days=1),
         received=now - timedelta(minutes=10),
@@ -168,3 +169,27 @@ async def test_two_clients_of_one_file_share_one_refresh(mesh: FakeMesh, tmp_pat
     ):
         await asyncio.gather(one.auth.whoami(), two.auth.whoami())
     assert (mesh.auth.refreshes, mesh.auth.reuses) == (1, 0)
+
+
+async def test_a_device_is_remembered_beyond_the_session(mesh: FakeMesh, tmp_path: Path) -> None:
+    for _ in range(2):
+        async with Inferplane.connect(mesh.endpoints, FileStore(mesh.endpoints, tmp_path)) as plane:
+            await plane.auth.login("alice", "correct horse battery")
+            await plane.auth.logout()
+    assert mesh.auth.devices == ["", "device of alice"]
+
+
+async def test_a_device_is_remembered_for_each_user_and_mesh(mesh: FakeMesh, tmp_path: Path) -> None:
+    await FileStore(mesh.endpoints, tmp_path).save_device("alice", "token")
+    other = Endpoints.on("elsewhere")
+    assert await FileStore(mesh.endpoints, tmp_path).load_device("alice") == "token"
+    assert await FileStore(mesh.endpoints, tmp_path).load_device("bob") == ""
+    assert await FileStore(other, tmp_path).load_device("alice") == ""
+
+
+async def test_a_refresh_whose_answer_was_lost_is_repeated(mesh: FakeMesh) -> None:
+    mesh.fault("RefreshToken", grpc.StatusCode.UNAVAILABLE, times=1)
+    store = MemoryStore(_expiring(Tokens.of(mesh.auth.issue())))
+    async with Inferplane.connect(mesh.endpoints, store) as plane:
+        await plane.auth.whoami()
+    assert mesh.fakes.calls == ["RefreshToken", "RefreshToken", "WhoAmI"]

@@ -26,7 +26,7 @@ from inferplane.auth.v1 import session_pb2 as inferplane_dot_auth_dot_v1_dot_ses
 from inferplane.common.v1 import access_pb2 as inferplane_dot_common_dot_v1_dot_access__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%inferplane/auth/v1/auth_service.proto\x12\x12inferplane.auth.v1\x1a inferplane/auth/v1/session.proto\x1a!inferplane/common/v1/access.proto\"7\n\x0cLoginRequest\x12\x10\n\x08username\x18\x01 \x01(\t\x12\x15\n\x08password\x18\x02 \x01(\tB\x03\x80\x01\x01\">\n\rLoginResponse\x12-\n\x06tokens\x18\x01 \x01(\x0b\x32\x1d.inferplane.auth.v1.TokenPair\"1\n\x13RefreshTokenRequest\x12\x1a\n\rrefresh_token\x18\x01 \x01(\tB\x03\x80\x01\x01\"E\n\x14RefreshTokenResponse\x12-\n\x06tokens\x18\x01 \x01(\x0b\x32\x1d.inferplane.auth.v1.TokenPair\"\x0f\n\rLogoutRequest\"\x10\n\x0eLogoutResponse\"\x0f\n\rWhoAmIRequest\"@\n\x0eWhoAmIResponse\x12.\n\x08identity\x18\x01 \x01(\x0b\x32\x1c.inferplane.auth.v1.Identity\"\x10\n\x0eGetJwksRequest\"$\n\x0fGetJwksResponse\x12\x11\n\tjwks_json\x18\x01 \x01(\t2\xdc\x03\n\x0b\x41uthService\x12T\n\x05Login\x12 .inferplane.auth.v1.LoginRequest\x1a!.inferplane.auth.v1.LoginResponse\"\x06\xc2\xf3\x18\x02\x08\x01\x12i\n\x0cRefreshToken\x12\'.inferplane.auth.v1.RefreshTokenRequest\x1a(.inferplane.auth.v1.RefreshTokenResponse\"\x06\xc2\xf3\x18\x02\x08\x01\x12W\n\x06Logout\x12!.inferplane.auth.v1.LogoutRequest\x1a\".inferplane.auth.v1.LogoutResponse\"\x06\xc2\xf3\x18\x02\x10\x01\x12W\n\x06WhoAmI\x12!.inferplane.auth.v1.WhoAmIRequest\x1a\".inferplane.auth.v1.WhoAmIResponse\"\x06\xc2\xf3\x18\x02\x10\x01\x12Z\n\x07GetJwks\x12\".inferplane.auth.v1.GetJwksRequest\x1a#.inferplane.auth.v1.GetJwksResponse\"\x06\xc2\xf3\x18\x02\x08\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%inferplane/auth/v1/auth_service.proto\x12\x12inferplane.auth.v1\x1a inferplane/auth/v1/session.proto\x1a!inferplane/common/v1/access.proto\"R\n\x0cLoginRequest\x12\x10\n\x08username\x18\x01 \x01(\t\x12\x15\n\x08password\x18\x02 \x01(\tB\x03\x80\x01\x01\x12\x19\n\x0c\x64\x65vice_token\x18\x03 \x01(\tB\x03\x80\x01\x01\"T\n\rLoginResponse\x12-\n\x06tokens\x18\x01 \x01(\x0b\x32\x1d.inferplane.auth.v1.TokenPair\x12\x14\n\x0c\x64\x65vice_token\x18\x02 \x01(\t\"1\n\x13RefreshTokenRequest\x12\x1a\n\rrefresh_token\x18\x01 \x01(\tB\x03\x80\x01\x01\"E\n\x14RefreshTokenResponse\x12-\n\x06tokens\x18\x01 \x01(\x0b\x32\x1d.inferplane.auth.v1.TokenPair\"\x0f\n\rLogoutRequest\"\x10\n\x0eLogoutResponse\"\x0f\n\rWhoAmIRequest\"@\n\x0eWhoAmIResponse\x12.\n\x08identity\x18\x01 \x01(\x0b\x32\x1c.inferplane.auth.v1.Identity\"\x10\n\x0eGetJwksRequest\"$\n\x0fGetJwksResponse\x12\x11\n\tjwks_json\x18\x01 \x01(\t2\xdc\x03\n\x0b\x41uthService\x12T\n\x05Login\x12 .inferplane.auth.v1.LoginRequest\x1a!.inferplane.auth.v1.LoginResponse\"\x06\xc2\xf3\x18\x02\x08\x01\x12i\n\x0cRefreshToken\x12\'.inferplane.auth.v1.RefreshTokenRequest\x1a(.inferplane.auth.v1.RefreshTokenResponse\"\x06\xc2\xf3\x18\x02\x08\x01\x12W\n\x06Logout\x12!.inferplane.auth.v1.LogoutRequest\x1a\".inferplane.auth.v1.LogoutResponse\"\x06\xc2\xf3\x18\x02\x10\x01\x12W\n\x06WhoAmI\x12!.inferplane.auth.v1.WhoAmIRequest\x1a\".inferplane.auth.v1.WhoAmIResponse\"\x06\xc2\xf3\x18\x02\x10\x01\x12Z\n\x07GetJwks\x12\".inferplane.auth.v1.GetJwksRequest\x1a#.inferplane.auth.v1.GetJwksResponse\"\x06\xc2\xf3\x18\x02\x08\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,6 +35,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_LOGINREQUEST'].fields_by_name['password']._loaded_options = None
   _globals['_LOGINREQUEST'].fields_by_name['password']._serialized_options = b'\200\001\001'
+  _globals['_LOGINREQUEST'].fields_by_name['device_token']._loaded_options = None
+  _globals['_LOGINREQUEST'].fields_by_name['device_token']._serialized_options = b'\200\001\001'
   _globals['_REFRESHTOKENREQUEST'].fields_by_name['refresh_token']._loaded_options = None
   _globals['_REFRESHTOKENREQUEST'].fields_by_name['refresh_token']._serialized_options = b'\200\001\001'
   _globals['_AUTHSERVICE'].methods_by_name['Login']._loaded_options = None
@@ -48,25 +50,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_AUTHSERVICE'].methods_by_name['GetJwks']._loaded_options = None
   _globals['_AUTHSERVICE'].methods_by_name['GetJwks']._serialized_options = b'\302\363\030\002\010\001'
   _globals['_LOGINREQUEST']._serialized_start=130
-  _globals['_LOGINREQUEST']._serialized_end=185
-  _globals['_LOGINRESPONSE']._serialized_start=187
-  _globals['_LOGINRESPONSE']._serialized_end=249
-  _globals['_REFRESHTOKENREQUEST']._serialized_start=251
-  _globals['_REFRESHTOKENREQUEST']._serialized_end=300
-  _globals['_REFRESHTOKENRESPONSE']._serialized_start=302
-  _globals['_REFRESHTOKENRESPONSE']._serialized_end=371
-  _globals['_LOGOUTREQUEST']._serialized_start=373
-  _globals['_LOGOUTREQUEST']._serialized_end=388
-  _globals['_LOGOUTRESPONSE']._serialized_start=390
-  _globals['_LOGOUTRESPONSE']._serialized_end=406
-  _globals['_WHOAMIREQUEST']._serialized_start=408
-  _globals['_WHOAMIREQUEST']._serialized_end=423
-  _globals['_WHOAMIRESPONSE']._serialized_start=425
-  _globals['_WHOAMIRESPONSE']._serialized_end=489
-  _globals['_GETJWKSREQUEST']._serialized_start=491
-  _globals['_GETJWKSREQUEST']._serialized_end=507
-  _globals['_GETJWKSRESPONSE']._serialized_start=509
-  _globals['_GETJWKSRESPONSE']._serialized_end=545
-  _globals['_AUTHSERVICE']._serialized_start=548
-  _globals['_AUTHSERVICE']._serialized_end=1024
+  _globals['_LOGINREQUEST']._serialized_end=212
+  _globals['_LOGINRESPONSE']._serialized_start=214
+  _globals['_LOGINRESPONSE']._serialized_end=298
+  _globals['_REFRESHTOKENREQUEST']._serialized_start=300
+  _globals['_REFRESHTOKENREQUEST']._serialized_end=349
+  _globals['_REFRESHTOKENRESPONSE']._serialized_start=351
+  _globals['_REFRESHTOKENRESPONSE']._serialized_end=420
+  _globals['_LOGOUTREQUEST']._serialized_start=422
+  _globals['_LOGOUTREQUEST']._serialized_end=437
+  _globals['_LOGOUTRESPONSE']._serialized_start=439
+  _globals['_LOGOUTRESPONSE']._serialized_end=455
+  _globals['_WHOAMIREQUEST']._serialized_start=457
+  _globals['_WHOAMIREQUEST']._serialized_end=472
+  _globals['_WHOAMIRESPONSE']._serialized_start=474
+  _globals['_WHOAMIRESPONSE']._serialized_end=538
+  _globals['_GETJWKSREQUEST']._serialized_start=540
+  _globals['_GETJWKSREQUEST']._serialized_end=556
+  _globals['_GETJWKSRESPONSE']._serialized_start=558
+  _globals['_GETJWKSRESPONSE']._serialized_end=594
+  _globals['_AUTHSERVICE']._serialized_start=597
+  _globals['_AUTHSERVICE']._serialized_end=1073
 # @@protoc_insertion_point(module_scope)

@@ -68,22 +68,26 @@ class AuthServiceServicer:
 
     def Login(self, request, context):
         """Opens a session with a username and a password. Wrong ones fail with LOGIN_FAILED, after the same work
-        whether or not the user exists; too many failures with RATE_LIMITED.
+        whether or not the user exists. Of a user's sign-ins on one device, and of those on all devices that are not known
+        together, 10 in 5 minutes may fail; what is beyond fails with RATE_LIMITED and is not evaluated. Fails with
+        OVERLOADED where too many sign in at once. Both carry `RetryInfo`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RefreshToken(self, request, context):
-        """Answers a new pair of tokens for a refresh token and makes the old one worthless. A refresh token that
-        was used before fails with REFRESH_TOKEN_REUSED and ends its session.
+        """Answers a new pair of tokens for a refresh token. For 30 seconds the old one answers the same new refresh token
+        again, in case its answer was lost, unless that was used meanwhile; after that it fails with
+        REFRESH_TOKEN_REUSED and ends its session. Safe to repeat at once.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Logout(self, request, context):
-        """Ends the caller's own session: its refresh token is worthless at once, its access token when it expires.
+        """Ends the caller's own session: its refresh token is worthless at once, its access tokens everywhere within a
+        second, when calls fail with SESSION_ENDED and streams end with it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -18,14 +18,19 @@ class AuthServiceStub:
     def __init__(self, channel: _aio.Channel) -> None: ...
     Login: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.LoginRequest, _auth_service_pb2.LoginResponse]
     """Opens a session with a username and a password. Wrong ones fail with LOGIN_FAILED, after the same work
-    whether or not the user exists; too many failures with RATE_LIMITED.
+    whether or not the user exists. Of a user's sign-ins on one device, and of those on all devices that are not known
+    together, 10 in 5 minutes may fail; what is beyond fails with RATE_LIMITED and is not evaluated. Fails with
+    OVERLOADED where too many sign in at once. Both carry `RetryInfo`.
     """
     RefreshToken: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.RefreshTokenRequest, _auth_service_pb2.RefreshTokenResponse]
-    """Answers a new pair of tokens for a refresh token and makes the old one worthless. A refresh token that
-    was used before fails with REFRESH_TOKEN_REUSED and ends its session.
+    """Answers a new pair of tokens for a refresh token. For 30 seconds the old one answers the same new refresh token
+    again, in case its answer was lost, unless that was used meanwhile; after that it fails with
+    REFRESH_TOKEN_REUSED and ends its session. Safe to repeat at once.
     """
     Logout: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.LogoutRequest, _auth_service_pb2.LogoutResponse]
-    """Ends the caller's own session: its refresh token is worthless at once, its access token when it expires."""
+    """Ends the caller's own session: its refresh token is worthless at once, its access tokens everywhere within a
+    second, when calls fail with SESSION_ENDED and streams end with it.
+    """
     WhoAmI: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.WhoAmIRequest, _auth_service_pb2.WhoAmIResponse]
     """Tells who the caller is and which roles they hold."""
     GetJwks: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.GetJwksRequest, _auth_service_pb2.GetJwksResponse]
@@ -41,7 +46,9 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_auth_service_pb2.LoginRequest, _abc.Awaitable[_auth_service_pb2.LoginResponse]],
     ) -> _abc.Awaitable[_auth_service_pb2.LoginResponse]:
         """Opens a session with a username and a password. Wrong ones fail with LOGIN_FAILED, after the same work
-        whether or not the user exists; too many failures with RATE_LIMITED.
+        whether or not the user exists. Of a user's sign-ins on one device, and of those on all devices that are not known
+        together, 10 in 5 minutes may fail; what is beyond fails with RATE_LIMITED and is not evaluated. Fails with
+        OVERLOADED where too many sign in at once. Both carry `RetryInfo`.
         """
 
     @_abc_1.abstractmethod
@@ -50,8 +57,9 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _auth_service_pb2.RefreshTokenRequest,
         context: _aio.ServicerContext[_auth_service_pb2.RefreshTokenRequest, _abc.Awaitable[_auth_service_pb2.RefreshTokenResponse]],
     ) -> _abc.Awaitable[_auth_service_pb2.RefreshTokenResponse]:
-        """Answers a new pair of tokens for a refresh token and makes the old one worthless. A refresh token that
-        was used before fails with REFRESH_TOKEN_REUSED and ends its session.
+        """Answers a new pair of tokens for a refresh token. For 30 seconds the old one answers the same new refresh token
+        again, in case its answer was lost, unless that was used meanwhile; after that it fails with
+        REFRESH_TOKEN_REUSED and ends its session. Safe to repeat at once.
         """
 
     @_abc_1.abstractmethod
@@ -60,7 +68,9 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _auth_service_pb2.LogoutRequest,
         context: _aio.ServicerContext[_auth_service_pb2.LogoutRequest, _abc.Awaitable[_auth_service_pb2.LogoutResponse]],
     ) -> _abc.Awaitable[_auth_service_pb2.LogoutResponse]:
-        """Ends the caller's own session: its refresh token is worthless at once, its access token when it expires."""
+        """Ends the caller's own session: its refresh token is worthless at once, its access tokens everywhere within a
+        second, when calls fail with SESSION_ENDED and streams end with it.
+        """
 
     @_abc_1.abstractmethod
     def WhoAmI(

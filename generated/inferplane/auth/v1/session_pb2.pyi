@@ -32,7 +32,7 @@ class TokenPair(_message.Message):
     access_token: _builtins.str
     """A signed JWT of type `at+jwt` (RFC 9068), sent as `authorization: Bearer …`."""
     refresh_token: _builtins.str
-    """Opaque, and good for one use: each use answers with a new one."""
+    """Opaque, and good for one use, which answers with a new one."""
     @_builtins.property
     def access_token_expire_time(self) -> _timestamp_pb2.Timestamp:
         """When the access token expires."""

@@ -33,13 +33,24 @@ class Admission:
         self.policy = policy
 
     async def authenticate(self, metadata: Metadata) -> Principal:
-        """Who calls, by the call's metadata. Raises CREDENTIALS_MISSING, CREDENTIALS_INVALID or TOKEN_EXPIRED."""
-        return await self._verifier.verify(bearer_token(metadata))
+        """Who calls, by the call's metadata.
+
+        Raises CREDENTIALS_MISSING, CREDENTIALS_INVALID, TOKEN_EXPIRED or SESSION_ENDED.
+        """
+        principal = await self._verifier.verify(bearer_token(metadata))
+        self.confirm_session(principal)
+        return principal
+
+    def confirm_session(self, principal: Principal) -> None:
+        """Raises SESSION_ENDED where the session that the credentials are of has ended; at most a second later."""
+        if principal.session and principal.session in self.policy().revoked:
+            raise InferplaneError(ErrorReason.ERROR_REASON_SESSION_ENDED)
 
     def confirm(self, principal: Principal) -> None:
-        """Raises TOKEN_EXPIRED where credentials that were good are so no longer; for calls that last."""
+        """Raises TOKEN_EXPIRED or SESSION_ENDED where credentials that were good are so no longer."""
         if time.time() >= principal.expires_at:
             raise InferplaneError(ErrorReason.ERROR_REASON_TOKEN_EXPIRED)
+        self.confirm_session(principal)
 
     def authorize(self, principal: Principal, permission: Permission.ValueType, name: str) -> None:
         """Raises PERMISSION_DENIED unless a grant gives the permission on `name` (`*` for the installation)."""

@@ -1,18 +1,26 @@
-"""The immutable policy snapshot and the decisions it makes."""
+"""The immutable policy snapshot, in parts, and the decisions it makes."""
 
-import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
+from enum import StrEnum
 
 from inferplane.common.v1.access_pb2 import Permission
+from inferplane.server.access.globs import Glob
 from inferplane.server.access.roles import ROLE_PERMISSIONS
 from inferplane.server.tensors import Signature
 
-__all__ = ["EMPTY", "GrantRow", "PolicySnapshot", "Route", "Target", "compile_snapshot"]
+__all__ = ["EMPTY", "GrantRow", "Grants", "Part", "PolicySnapshot", "Route", "Target", "compile_snapshot"]
 
 INSTALLATION = "*"
 """The scope that covers everything, asked for where a permission is about the installation itself."""
+
+
+class Part(StrEnum):
+    """What policy is made of. Each part has a revision of its own, and each service fetches those that it uses."""
+
+    GRANTS = "grants"
+    DEPLOYMENTS = "deployments"
+    REVOKED = "revoked"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,47 +62,38 @@ class Route:
         return next((target for target in (self.target, *self.others) if target.version == version), None)
 
 
-@lru_cache(maxsize=4096)
-def _glob(scope: str) -> re.Pattern[str]:
-    translated = "".join({"*": ".*", "?": "."}.get(char, re.escape(char)) for char in scope)
-    return re.compile(translated, re.DOTALL)
+class Grants:
+    """Who may do what. Decisions are remembered, so a hot one costs a dictionary lookup."""
 
+    MAX_REMEMBERED = 20_000
+    """Together with the names' length it bounds what callers can make a process remember, to about 10 MB."""
+    LONGEST_NAME = 128
 
-def covers(scope: str, name: str) -> bool:
-    """Whether the glob `scope` covers `name`; only `*` itself covers the installation."""
-    if scope == INSTALLATION:
-        return True
-    return name != INSTALLATION and _glob(scope).fullmatch(name) is not None
-
-
-class PolicySnapshot:
-    """Grants and routes at one revision. Decisions are remembered, so a hot one costs a dictionary lookup."""
-
-    MAX_REMEMBERED = 100_000
-
-    def __init__(self, revision: int, grants: Mapping[str, tuple[GrantRow, ...]], routes: Mapping[str, Route]) -> None:
-        self.revision = revision
-        self.routes = routes
-        self._grants = grants
-        self._decisions: dict[tuple[str, Permission.ValueType, str], bool] = {}
+    def __init__(self, rows: Iterable[GrantRow]) -> None:
+        self._by_subject: dict[str, list[GrantRow]] = {}
+        for row in rows:
+            self._by_subject.setdefault(row.subject, []).append(row)
+        self._globs: dict[str, Glob] = {}
         self._somewhere: dict[tuple[str, Permission.ValueType], bool] = {}
+        self.decisions: dict[tuple[str, Permission.ValueType, str], bool] = {}
 
-    def grants_of(self, subject: str) -> tuple[GrantRow, ...]:
+    def of(self, subject: str) -> tuple[GrantRow, ...]:
         """All grants of `subject`."""
-        return self._grants.get(subject, ())
+        return tuple(self._by_subject.get(subject, ()))
 
-    def allows(self, subject: str, permission: Permission.ValueType, name: str) -> bool:
+    def allow(self, subject: str, permission: Permission.ValueType, name: str) -> bool:
         """Whether a grant of `subject` gives `permission` on `name` (`*` for the installation)."""
         key = (subject, permission, name)
-        decision = self._decisions.get(key)
+        decision = self.decisions.get(key)
         if decision is None:
-            decision = any(covers(grant.scope, name) for grant in self._giving(subject, permission))
-            if len(self._decisions) >= self.MAX_REMEMBERED:
-                self._decisions.clear()
-            self._decisions[key] = decision
+            decision = any(self._covers(grant.scope, name) for grant in self._giving(subject, permission))
+            if len(name) <= self.LONGEST_NAME:
+                if len(self.decisions) >= self.MAX_REMEMBERED:
+                    self.decisions.clear()
+                self.decisions[key] = decision
         return decision
 
-    def allows_somewhere(self, subject: str, permission: Permission.ValueType) -> bool:
+    def allow_somewhere(self, subject: str, permission: Permission.ValueType) -> bool:
         """Whether any grant of `subject` gives `permission`, on whatever names."""
         key = (subject, permission)
         found = self._somewhere.get(key)
@@ -106,19 +105,54 @@ class PolicySnapshot:
         return found
 
     def _giving(self, subject: str, permission: Permission.ValueType) -> Iterable[GrantRow]:
-        return (g for g in self.grants_of(subject) if permission in ROLE_PERMISSIONS.get(g.role, frozenset()))
+        rows = self._by_subject.get(subject, ())
+        return (row for row in rows if permission in ROLE_PERMISSIONS.get(row.role, frozenset()))
+
+    def _covers(self, scope: str, name: str) -> bool:
+        """Whether the glob `scope` covers `name`; only `*` itself covers the installation."""
+        if scope == INSTALLATION:
+            return True
+        glob = self._globs.get(scope)
+        if glob is None:
+            glob = self._globs[scope] = Glob(scope)
+        return name != INSTALLATION and glob.covers(name)
 
 
-def compile_snapshot(revision: int, grants: Iterable[GrantRow], routes: Iterable[Route]) -> PolicySnapshot:
-    """Index the rows of the policy views."""
-    by_subject: dict[str, list[GrantRow]] = {}
-    for grant in grants:
-        by_subject.setdefault(grant.subject, []).append(grant)
-    return PolicySnapshot(
-        revision,
-        {subject: tuple(rows) for subject, rows in by_subject.items()},
-        {route.deployment: route for route in routes},
-    )
+@dataclass(frozen=True, slots=True)
+class PolicySnapshot:
+    """Policy as it stood: grants, the routes to deployments, and the sessions that ended before their tokens did.
+
+    `revisions` tells of which state of the tables each part is. A new snapshot shares the parts that did not change.
+    """
+
+    grants: Grants
+    routes: Mapping[str, Route]
+    revoked: frozenset[str]
+    revisions: Mapping[Part, int] = field(default_factory=dict)
+
+    def grants_of(self, subject: str) -> tuple[GrantRow, ...]:
+        """All grants of `subject`."""
+        return self.grants.of(subject)
+
+    def allows(self, subject: str, permission: Permission.ValueType, name: str) -> bool:
+        """Whether a grant of `subject` gives `permission` on `name` (`*` for the installation)."""
+        return self.grants.allow(subject, permission, name)
+
+    def allows_somewhere(self, subject: str, permission: Permission.ValueType) -> bool:
+        """Whether any grant of `subject` gives `permission`, on whatever names."""
+        return self.grants.allow_somewhere(subject, permission)
 
 
-EMPTY = compile_snapshot(0, (), ())
+def compile_snapshot(
+    revision: int, grants: Iterable[GrantRow], routes: Iterable[Route], revoked: Iterable[str] = ()
+) -> PolicySnapshot:
+    """Index the rows of the policy views, all of them of one `revision`."""
+    return PolicySnapshot(Grants(grants), by_name(routes), frozenset(revoked), dict.fromkeys(Part, revision))
+
+
+def by_name(routes: Iterable[Route]) -> Mapping[str, Route]:
+    """Routes by the name of their deployment."""
+    return {route.deployment: route for route in routes}
+
+
+EMPTY = PolicySnapshot(Grants(()), {}, frozenset())

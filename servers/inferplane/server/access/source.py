@@ -3,25 +3,36 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
 
 import asyncpg
 import structlog
 from sqlalchemy import URL
 
 from inferplane.common.v1.errors_pb2 import ErrorReason
-from inferplane.server.access.snapshot import EMPTY, GrantRow, PolicySnapshot, Route, Target, compile_snapshot
+from inferplane.server.access.snapshot import (
+    EMPTY,
+    GrantRow,
+    Grants,
+    Part,
+    PolicySnapshot,
+    Route,
+    Target,
+    by_name,
+)
 from inferplane.server.errors import InferplaneError
+from inferplane.server.settings import ServiceName
 from inferplane.server.storage.database import asyncpg_dsn
 from inferplane.server.tensors import signature_from_bytes
 
-__all__ = ["PolicySource"]
+__all__ = ["PolicySource", "parts_of"]
 
 log = structlog.get_logger()
 
 CHECK_INTERVAL = 1.0
 ANSWER_TIMEOUT = 2.0
-
 
 _TARGET = "deployment, model, version, digest, signature, label_output"
 
@@ -40,14 +51,44 @@ def _routes(rows: Iterable[asyncpg.Record], others: Iterable[asyncpg.Record]) ->
         yield Route(name, _target(row), row["ready"], tuple(beside.get(name, ())))
 
 
+async def _grants(connection: asyncpg.Connection) -> Grants:
+    rows = await connection.fetch("SELECT subject, role, scope FROM policy.grants")
+    return Grants(GrantRow(row["subject"], row["role"], row["scope"]) for row in rows)
+
+
+async def _deployments(connection: asyncpg.Connection) -> Mapping[str, Route]:
+    rows = await connection.fetch(f"SELECT {_TARGET}, ready FROM policy.routes")  # noqa: S608 - a constant
+    others = await connection.fetch(f"SELECT {_TARGET} FROM policy.other_targets")  # noqa: S608 - a constant
+    return by_name(_routes(rows, others))
+
+
+async def _revoked(connection: asyncpg.Connection) -> frozenset[str]:
+    return frozenset(row["session"] for row in await connection.fetch("SELECT session FROM policy.revoked"))
+
+
+_FETCH: Mapping[Part, tuple[str, Callable[[asyncpg.Connection], Awaitable[Any]]]] = {
+    Part.GRANTS: ("grants", _grants),
+    Part.DEPLOYMENTS: ("routes", _deployments),
+    Part.REVOKED: ("revoked", _revoked),
+}
+"""Each part's field in the snapshot, and how it is read and compiled."""
+
+
+def parts_of(service: ServiceName) -> Collection[Part]:
+    """The parts of policy that a service decides by."""
+    return tuple(Part) if service is ServiceName.INFERENCE else (Part.GRANTS, Part.REVOKED)
+
+
 class PolicySource:
     """One connection that listens. Losing it is also how a service learns that its database is down.
 
-    A snapshot is used for up to `max_staleness` seconds after the tables last confirmed it.
+    Only `parts` are followed, and a part is read again when its own revision has moved. A snapshot is used for up to
+    `max_staleness` seconds after the tables last confirmed it.
     """
 
-    def __init__(self, url: URL, role: str | None, max_staleness: float) -> None:
+    def __init__(self, url: URL, role: str | None, max_staleness: float, parts: Collection[Part] = tuple(Part)) -> None:
         self._max_staleness = max_staleness
+        self._parts = parts
         self._dsn = asyncpg_dsn(url)
         self._role = role
         self._watchers: list[Callable[[bool], None]] = []
@@ -55,7 +96,7 @@ class PolicySource:
         self._first = asyncio.Event()
         self._confirmed_at = float("-inf")
         self._wake = asyncio.Event()
-        self._subscribers: list[Callable[[], None]] = []
+        self._subscribers: list[tuple[Part, Callable[[], None]]] = []
         self.snapshot: PolicySnapshot = EMPTY
 
     def current(self) -> PolicySnapshot:
@@ -72,9 +113,9 @@ class PolicySource:
         """Wait, in seconds, for the first snapshot; TimeoutError if the database does not answer."""
         await asyncio.wait_for(self._first.wait(), timeout)
 
-    def on_refresh(self, callback: Callable[[], None]) -> None:
-        """Call `callback` after each new snapshot."""
-        self._subscribers.append(callback)
+    def on_refresh(self, part: Part, callback: Callable[[], None]) -> None:
+        """Call `callback` whenever a snapshot has `part` anew."""
+        self._subscribers.append((part, callback))
 
     async def run(self) -> None:
         """Follow the tables until cancelled, reconnecting for ever."""
@@ -110,21 +151,25 @@ class PolicySource:
 
     async def _refresh(self, connection: asyncpg.Connection) -> None:
         asked_at = time.monotonic()
-        revision = await connection.fetchval("SELECT revision FROM policy.revision")
-        if revision != self.snapshot.revision:
-            # Revision and rows are read in one snapshot of the database, or a change in between would be lost.
+        if self._moved(await self._revisions(connection)):
+            # Revisions and rows are read in one snapshot of the database, or a change in between would be lost.
             async with connection.transaction(isolation="repeatable_read", readonly=True):
-                revision = await connection.fetchval("SELECT revision FROM policy.revision")
-                grants = await connection.fetch("SELECT subject, role, scope FROM policy.grants")
-                routes = await connection.fetch(f"SELECT {_TARGET}, ready FROM policy.routes")  # noqa: S608 - a constant
-                others = await connection.fetch(f"SELECT {_TARGET} FROM policy.other_targets")  # noqa: S608 - a constant
-            self.snapshot = compile_snapshot(
-                revision, (GrantRow(**dict(row)) for row in grants), _routes(routes, others)
-            )
-            for callback in self._subscribers:
-                callback()
+                revisions = await self._revisions(connection)
+                moved = self._moved(revisions)
+                read = [(_FETCH[part][0], await _FETCH[part][1](connection)) for part in moved]
+            self.snapshot = replace(self.snapshot, revisions=revisions, **dict(read))
+            for part, callback in self._subscribers:
+                if part in moved:
+                    callback()
         self._confirmed_at = asked_at
         self._first.set()
+
+    async def _revisions(self, connection: asyncpg.Connection) -> Mapping[Part, int]:
+        rows = await connection.fetch("SELECT part, revision FROM policy.revision WHERE part = ANY($1)", self._parts)
+        return {Part(row["part"]): row["revision"] for row in rows}
+
+    def _moved(self, revisions: Mapping[Part, int]) -> list[Part]:
+        return [part for part in revisions if revisions[part] != self.snapshot.revisions.get(part)]
 
     def _lost(self) -> None:
         self._set_available(False)

@@ -10,6 +10,7 @@ from inferplane.server.artifact.uploads import Upload
 from inferplane.server.errors import InferplaneError, invalid_field
 from inferplane.server.ids import now
 from inferplane.server.names import ALIAS, MODEL, UPLOAD, VERSION, AliasName, UploadName, VersionName
+from inferplane.server.storage.audit import Changed, Detail
 from inferplane.server.tensors import Signature, TensorSpec
 
 __all__ = ["Alias", "Model", "NewVersion", "Registry", "RegistryStore", "Version", "label_output"]
@@ -76,7 +77,7 @@ class ModelReader(Protocol):
 class RegistryStore(Protocol):
     """What `Registry` needs of a unit of work."""
 
-    def record(self, action: str, resource: str, **detail: str | int) -> None: ...
+    def record(self, action: str, resource: str, **detail: Detail) -> None: ...
     async def add_model(self, model: Model) -> bool: ...
     async def lock_model(self, model: str) -> int | None:
         """Let nobody else add a version; the model's last one, or None if there is no such model."""
@@ -138,8 +139,8 @@ class Registry:
         before = await store.alias_for_update(name)
         alias = Alias(name, version.version, now())
         await store.put_alias(alias)
-        moved = {"from_version": before.version} if before else {}
-        store.record("alias.set", ALIAS.format(*name), version=version.version, **moved)
+        moved = Changed(before.version if before else None, version.version)
+        store.record("alias.set", ALIAS.format(*name), version=moved)
         return alias
 
     async def _finished(self, store: RegistryStore, name: UploadName) -> Upload:

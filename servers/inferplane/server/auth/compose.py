@@ -1,10 +1,12 @@
 """Puts the auth service together."""
 
 from inferplane.auth.v1 import auth_service_pb2_grpc, identity_service_pb2_grpc
-from inferplane.server.auth import identities, login, passwords, service, sessions, tokens
-from inferplane.server.bootstrap import DATABASE, HOUSEKEEPING_INTERVAL, Core
+from inferplane.server.auth import devices, guesses, identities, login, passwords, service, sessions, tokens
+from inferplane.server.bootstrap import DATABASE, Core
 
 __all__ = ["compose"]
+
+REPORT_INTERVAL = 60.0
 
 
 async def compose(core: Core) -> None:
@@ -13,14 +15,16 @@ async def compose(core: Core) -> None:
     flow = login.LoginFlow(
         core.database,
         core.units_of_work,
-        sessions.Sessions(core.settings.session_lifetime),
+        sessions.Sessions(core.settings.session_lifetime, core.settings.access_token_lifetime),
         hasher,
         tokens.SigningKeys(core.master.derive("signing-keys")),
-        core.settings.access_token_lifetime,
+        devices.Devices(core.master.derive("device-tokens")),
     )
     await flow.ensure_signing_key()
     core.jwks.fetch_from(flow.jwks)
-    core.tasks.every(HOUSEKEEPING_INTERVAL, "forget_expired", flow.forget_expired)
+    # As often as windows of guesses end: whoever knocks leaves one.
+    core.tasks.every(guesses.WINDOW.total_seconds(), "forget_expired", flow.forget_expired)
+    core.tasks.every(REPORT_INTERVAL, "report_failed_sign_ins", flow.report_failed_sign_ins)
     auth = service.AuthService(flow, core.policy.current)
     identity = service.IdentityService(identities.Identities(hasher), core.mutations, core.database, core.pages)
     core.server.add_service(auth_service_pb2_grpc.add_AuthServiceServicer_to_server, auth, (DATABASE,))

@@ -1,16 +1,46 @@
 """Users and grants: the rules, free of transport and storage."""
 
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Protocol
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 from inferplane.common.v1.errors_pb2 import ErrorReason
 from inferplane.server.auth.passwords import Passwords
-from inferplane.server.errors import InferplaneError
+from inferplane.server.errors import FieldViolation, InferplaneError
 from inferplane.server.ids import now, uuid7
+from inferplane.server.names import USER_ID
+from inferplane.server.storage.audit import Changed
 
-__all__ = ["Grant", "Identities", "IdentityStore", "User"]
+if TYPE_CHECKING:
+    from inferplane.server.auth.repository import AuthRepository
+
+__all__ = ["Grant", "Identities", "NewUser", "User"]
+
+MIN_PASSWORD = 12
+MAX_PASSWORD = 1024
+"""Lengths of passwords in bytes of UTF-8."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewUser:
+    """Somebody to be made a user, by whatever way in. Raises INVALID_FIELD for a bad name or password."""
+
+    username: str
+    password: str = field(repr=False)
+
+    def __post_init__(self) -> None:
+        violations = tuple(self._violations())
+        if violations:
+            raise InferplaneError(ErrorReason.ERROR_REASON_INVALID_FIELD, violations=violations)
+
+    def _violations(self) -> Iterator[FieldViolation]:
+        if re.fullmatch(USER_ID, self.username) is None:
+            yield "user_id", f"must match {USER_ID}"
+        if not MIN_PASSWORD <= len(self.password.encode()) <= MAX_PASSWORD:
+            yield "password", f"must be {MIN_PASSWORD} to {MAX_PASSWORD} bytes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,37 +63,25 @@ class Grant:
     creator: str
 
 
-class IdentityStore(Protocol):
-    """What `Identities` needs of a unit of work."""
-
-    def record(self, action: str, resource: str, **detail: str | int) -> None: ...
-    async def add_user(self, user: User, password_hash: str) -> bool: ...
-    async def user_exists(self, username: str) -> bool: ...
-    async def add_grant(self, grant: Grant) -> Grant: ...
-    async def grant_for_update(self, grant_id: UUID) -> Grant | None: ...
-    async def count_admins(self) -> int: ...
-    async def delete_grant(self, grant_id: UUID) -> None: ...
-
-
 class Identities:
     """Creates users, gives and takes roles."""
 
     def __init__(self, passwords: Passwords) -> None:
         self._passwords = passwords
 
-    async def hash_password(self, password: str) -> str:
+    async def hash_password(self, new: NewUser) -> str:
         """Done before the transaction begins: it takes longer than everything in it."""
-        return await self._passwords.hash(password)
+        return await self._passwords.hash(new.password)
 
-    async def create_user(self, store: IdentityStore, username: str, password_hash: str) -> User:
+    async def create_user(self, store: "AuthRepository", new: NewUser, password_hash: str) -> User:
         """Raises USER_EXISTS."""
-        user = User(username, now())
+        user = User(new.username, now())
         if not await store.add_user(user, password_hash):
-            raise InferplaneError(ErrorReason.ERROR_REASON_USER_EXISTS, user=username)
-        store.record("user.create", f"users/{username}")
+            raise InferplaneError(ErrorReason.ERROR_REASON_USER_EXISTS, user=user.username)
+        store.record("user.create", f"users/{user.username}")
         return user
 
-    async def grant_role(self, store: IdentityStore, subject: str, role: str, scope: str, creator: str) -> Grant:
+    async def grant_role(self, store: "AuthRepository", subject: str, role: str, scope: str, creator: str) -> Grant:
         """Give `role` on `scope`; a grant that exists is answered as it is. Raises USER_NOT_FOUND."""
         username = subject.removeprefix("users/")
         if not await store.user_exists(username):
@@ -72,7 +90,7 @@ class Identities:
         store.record("grant.add", f"grants/{grant.id}", subject=subject, role=role, scope=scope)
         return grant
 
-    async def revoke_grant(self, store: IdentityStore, grant_id: UUID) -> None:
+    async def revoke_grant(self, store: "AuthRepository", grant_id: UUID) -> None:
         """Raises GRANT_NOT_FOUND, and LAST_ADMIN where nobody else administers the whole installation."""
         grant = await store.grant_for_update(grant_id)
         if grant is None:
@@ -80,4 +98,6 @@ class Identities:
         if grant.role == "admin" and grant.scope == "*" and await store.count_admins() == 1:
             raise InferplaneError(ErrorReason.ERROR_REASON_LAST_ADMIN)
         await store.delete_grant(grant_id)
-        store.record("grant.remove", f"grants/{grant_id}", subject=grant.subject, role=grant.role, scope=grant.scope)
+        held = {"subject": grant.subject, "role": grant.role, "scope": grant.scope}
+        gone = {name: Changed(value, None) for name, value in held.items()}
+        store.record("grant.remove", f"grants/{grant_id}", **gone)

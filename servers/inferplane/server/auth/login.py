@@ -1,12 +1,16 @@
 """The flows that open, continue and end sessions, each in its own units of work."""
 
+from dataclasses import dataclass, field
 from uuid import UUID
 
 from inferplane.common.v1.errors_pb2 import ErrorReason
+from inferplane.server.auth import guesses
+from inferplane.server.auth.devices import Devices
 from inferplane.server.auth.passwords import Passwords
 from inferplane.server.auth.repository import AuthReader, AuthRepository
-from inferplane.server.auth.sessions import FAILURE_WINDOW, Session, Sessions
+from inferplane.server.auth.sessions import Session, Sessions
 from inferplane.server.auth.tokens import AccessToken, SigningKeys, TokenIssuer, public_set
+from inferplane.server.auth.turns import Turns
 from inferplane.server.errors import InferplaneError
 from inferplane.server.ids import now
 from inferplane.server.names import SESSION
@@ -14,7 +18,28 @@ from inferplane.server.storage.audit import Actor
 from inferplane.server.storage.database import Database
 from inferplane.server.storage.unit_of_work import UnitOfWorkFactory
 
-__all__ = ["LoginFlow"]
+__all__ = ["Attempt", "LoginFlow", "SignedIn"]
+
+AUTH = Actor("workloads/auth")
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """Somebody who would sign in. `address` is where from; `device_token` what an earlier sign-in left there."""
+
+    username: str
+    password: str = field(repr=False)
+    device_token: str = field(repr=False)
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
+class SignedIn:
+    """A new session, its access token, and the token of the device that it was opened on."""
+
+    session: Session
+    access_token: AccessToken
+    device_token: str
 
 
 class LoginFlow:
@@ -27,32 +52,47 @@ class LoginFlow:
         sessions: Sessions,
         passwords: Passwords,
         keys: SigningKeys,
-        token_lifetime: float,
+        devices: Devices,
     ) -> None:
         self._database = database
         self._units_of_work = units_of_work
         self._sessions = sessions
         self._passwords = passwords
         self._keys = keys
-        self._token_lifetime = token_lifetime
+        self._devices = devices
+        self._turns = Turns()
         self._issuer: TokenIssuer | None = None
 
-    async def login(self, username: str, password: str, actor: Actor) -> tuple[Session, AccessToken]:
-        """Raises LOGIN_FAILED or RATE_LIMITED. No connection is held while the password is hashed."""
+    async def login(self, attempt: Attempt, actor: Actor) -> SignedIn:
+        """Raises LOGIN_FAILED, RATE_LIMITED or OVERLOADED. No connection is held while the password is hashed."""
+        device = self._devices.device_of(attempt.device_token, attempt.username)
+        session = await self._turns.take(device, attempt.address, lambda: self._evaluate(attempt, device, actor))
+        token = await self._token(session)
+        return SignedIn(session, token, self._devices.token(attempt.username, device))
+
+    async def _evaluate(self, attempt: Attempt, device: str, actor: Actor) -> Session:
+        username = attempt.username
+        async with self._database.transaction() as connection:
+            reader = AuthReader(connection)
+            encoded = await reader.password_hash(username)
+            resource = "users" if encoded is None else f"users/{username}"
+            refused = await guesses.charge(reader, username, device)
+            if refused is not None:
+                await reader.count_failed_sign_in(resource, now(), refused=1)
+            await connection.commit()
+        if refused is not None:
+            raise refused
+        if not await self._passwords.verify(encoded, attempt.password):
+            async with self._database.transaction() as connection:
+                await AuthReader(connection).count_failed_sign_in(resource, now(), failures=1)
+                await connection.commit()
+            raise InferplaneError(ErrorReason.ERROR_REASON_LOGIN_FAILED)
         async with self._units_of_work(actor) as unit:
             store = AuthRepository(unit)
-            await self._sessions.check_throttle(store, username)
-            encoded = await store.password_hash(username)
-        right = await self._passwords.verify(encoded, password)
-        async with self._units_of_work(actor) as unit:
-            store = AuthRepository(unit)
-            if not right:
-                await self._sessions.fail_login(store, username)
-                await unit.commit()
-                raise InferplaneError(ErrorReason.ERROR_REASON_LOGIN_FAILED)
+            await store.refund_guess(username, device)
             session = await self._sessions.open(store, username)
             await unit.commit()
-        return session, await self._token(session)
+        return session
 
     async def refresh(self, refresh_token: str, actor: Actor) -> tuple[Session, AccessToken]:
         """Raises CREDENTIALS_INVALID, SESSION_ENDED or REFRESH_TOKEN_REUSED."""
@@ -78,12 +118,28 @@ class LoginFlow:
     async def forget_expired(self) -> None:
         """Delete what is past its time."""
         async with self._database.transaction() as connection:
-            await AuthReader(connection).forget_expired(now(), now() - FAILURE_WINDOW)
+            await AuthReader(connection).forget_expired(now(), now() - guesses.WINDOW)
             await connection.commit()
+
+    async def report_failed_sign_ins(self) -> None:
+        """Tell the audit of the sign-ins that failed in minutes that are over: one event a minute and user."""
+        async with self._units_of_work(AUTH) as unit:
+            store = AuthRepository(unit)
+            counts = await store.take_failed_sign_ins(now().replace(second=0, microsecond=0))
+            for count in counts:
+                store.record(
+                    "session.login_failed",
+                    count.resource,
+                    minute=count.minute.isoformat(timespec="minutes"),
+                    failures=count.failures,
+                    refused=count.refused,
+                )
+            if counts:
+                await unit.commit()
 
     async def ensure_signing_key(self) -> None:
         """Make the installation's first signing key if there is none."""
-        async with self._units_of_work(Actor("workloads/auth")) as unit:
+        async with self._units_of_work(AUTH) as unit:
             store = AuthRepository(unit)
             await store.lock_signing_keys()
             if not await store.signing_keys():
@@ -96,5 +152,5 @@ class LoginFlow:
         if self._issuer is None:
             async with self._database.transaction() as connection:
                 newest = (await AuthReader(connection).signing_keys())[0]
-            self._issuer = TokenIssuer(self._keys.open(newest), self._token_lifetime)
-        return await self._issuer.issue(session.username, session.id)
+            self._issuer = TokenIssuer(self._keys.open(newest))
+        return await self._issuer.issue(session.username, session.id, session.tokens_expire_at)

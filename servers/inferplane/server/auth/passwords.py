@@ -8,21 +8,20 @@ from argon2.exceptions import InvalidHashError, VerificationError
 __all__ = ["Passwords"]
 
 PARAMETERS = profiles.RFC_9106_LOW_MEMORY
-CONCURRENCY = 2
-"""Each hash takes 64 MiB; a flood of logins must not take the machine's memory."""
 
 
 class Passwords:
-    """Hashes and verifies passwords."""
+    """Hashes and verifies passwords. New ones are hashed one at a time: each takes 64 MiB. Who verifies takes turns
+    (`turns.py`)."""
 
     def __init__(self, parameters: Parameters | None = None) -> None:
         self._hasher = PasswordHasher.from_parameters(parameters or PARAMETERS)
-        self._slots = asyncio.Semaphore(CONCURRENCY)
+        self._hashing = asyncio.Lock()
         self._decoy: str | None = None
 
     async def hash(self, password: str) -> str:
         """The encoded hash, with its salt and parameters."""
-        async with self._slots:
+        async with self._hashing:
             return await asyncio.to_thread(self._hasher.hash, password)
 
     async def verify(self, encoded: str | None, password: str) -> bool:
@@ -35,8 +34,7 @@ class Passwords:
         return await self._matches(encoded, password)
 
     async def _matches(self, encoded: str, password: str) -> bool:
-        async with self._slots:
-            try:
-                return await asyncio.to_thread(self._hasher.verify, encoded, password)
-            except (VerificationError, InvalidHashError):
-                return False
+        try:
+            return await asyncio.to_thread(self._hasher.verify, encoded, password)
+        except (VerificationError, InvalidHashError):
+            return False

@@ -9,9 +9,18 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from inferplane.server.auth.guesses import FailedSignIns
 from inferplane.server.auth.identities import Grant, User
-from inferplane.server.auth.sessions import RefreshRow
-from inferplane.server.auth.tables import login_failure, refresh_token, role_grant, session, signing_key, user_account
+from inferplane.server.auth.sessions import RefreshRow, Session
+from inferplane.server.auth.tables import (
+    failed_sign_in,
+    login_attempt,
+    refresh_token,
+    role_grant,
+    session,
+    signing_key,
+    user_account,
+)
 from inferplane.server.auth.tokens import SealedKey
 from inferplane.server.storage.pages import Page
 from inferplane.server.storage.unit_of_work import UnitOfWork
@@ -62,10 +71,42 @@ class AuthReader:
         rows = await self._connection.execute(sa.select(signing_key).order_by(signing_key.c.created_at.desc()))
         return [SealedKey(row.kid, row.private_jwk, row.public_jwk, row.created_at) for row in rows]
 
-    async def forget_expired(self, at: datetime, failures_since: datetime) -> None:
-        """Delete sessions that ended by age, with their tokens, and windows of failures that are over."""
+    async def forget_expired(self, at: datetime, guesses_since: datetime) -> None:
+        """Delete sessions that ended by age, with their tokens, and windows of guesses that are over."""
         await self._connection.execute(sa.delete(session).where(session.c.expires_at < at))
-        await self._connection.execute(sa.delete(login_failure).where(login_failure.c.window_start < failures_since))
+        await self._connection.execute(sa.delete(login_attempt).where(login_attempt.c.window_start <= guesses_since))
+
+    async def charge_guess(
+        self, username: str, device: str, at: datetime, since: datetime, most: int
+    ) -> tuple[int, datetime]:
+        """Count one guess, in a new window if the last began at `since` or before, up to `most`.
+
+        Answers the count and when its window began.
+        """
+        table = login_attempt
+        over = table.c.window_start <= since
+        statement = postgresql.insert(table).values(username=username, device=device, attempts=1, window_start=at)
+        statement = statement.on_conflict_do_update(
+            index_elements=[table.c.username, table.c.device],
+            set_={
+                "attempts": sa.case((over, 1), else_=sa.func.least(table.c.attempts + 1, most)),
+                "window_start": sa.case((over, at), else_=table.c.window_start),
+            },
+        )
+        counted = await self._connection.execute(statement.returning(table.c.attempts, table.c.window_start))
+        row = counted.one()
+        return row.attempts, row.window_start
+
+    async def count_failed_sign_in(self, resource: str, at: datetime, *, failures: int = 0, refused: int = 0) -> None:
+        """Count failed sign-ins that the audit is yet to tell of."""
+        table = failed_sign_in
+        values = {"minute": at.replace(second=0, microsecond=0), "resource": resource}
+        statement = postgresql.insert(table).values(**values, failures=failures, refused=refused)
+        statement = statement.on_conflict_do_update(
+            index_elements=[table.c.minute, table.c.resource],
+            set_={"failures": table.c.failures + failures, "refused": table.c.refused + refused},
+        )
+        await self._connection.execute(statement)
 
 
 class AuthRepository(AuthReader):
@@ -115,37 +156,34 @@ class AuthRepository(AuthReader):
         """Delete a grant."""
         await self._connection.execute(sa.delete(role_grant).where(role_grant.c.id == grant_id))
 
-    async def failures(self, username: str, since: datetime) -> tuple[int, datetime] | None:
-        """Failed logins in the window that began after `since`."""
-        query = sa.select(login_failure).where(
-            login_failure.c.username == username, login_failure.c.window_start > since
-        )
-        row = (await self._connection.execute(query)).one_or_none()
-        return None if row is None else (row.failures, row.window_start)
+    async def refund_guess(self, username: str, device: str) -> None:
+        """Take back what a right password was charged."""
+        mine = sa.and_(login_attempt.c.username == username, login_attempt.c.device == device)
+        counted = sa.update(login_attempt).where(mine, login_attempt.c.attempts > 0)
+        await self._connection.execute(counted.values(attempts=login_attempt.c.attempts - 1))
 
-    async def add_failure(self, username: str, at: datetime, since: datetime) -> None:
-        """Count one, in a new window if the last began before `since`."""
-        statement = postgresql.insert(login_failure).values(username=username, failures=1, window_start=at)
-        expired = login_failure.c.window_start <= since
-        statement = statement.on_conflict_do_update(
-            index_elements=["username"],
-            set_={
-                "failures": sa.case((expired, 1), else_=login_failure.c.failures + 1),
-                "window_start": sa.case((expired, at), else_=login_failure.c.window_start),
-            },
-        )
-        await self._connection.execute(statement)
+    async def take_failed_sign_ins(self, before: datetime) -> Sequence[FailedSignIns]:
+        """Remove and answer what was counted in minutes before `before`, oldest first."""
+        taken = sa.delete(failed_sign_in).where(failed_sign_in.c.minute < before).returning(*failed_sign_in.c)
+        rows = (await self._connection.execute(taken)).all()
+        counts = [FailedSignIns(row.minute, row.resource, row.failures, row.refused) for row in rows]
+        return sorted(counts, key=lambda count: (count.minute, count.resource))
 
-    async def clear_failures(self, username: str) -> None:
-        """Forget a user's failures."""
-        await self._connection.execute(sa.delete(login_failure).where(login_failure.c.username == username))
-
-    async def add_session(self, session_id: UUID, username: str, created_at: datetime, expires_at: datetime) -> None:
+    async def add_session(self, new: Session, created_at: datetime) -> None:
         """Add a session."""
-        await self._connection.execute(
-            sa.insert(session),
-            {"id": session_id, "username": username, "created_at": created_at, "expires_at": expires_at},
-        )
+        values = {
+            "id": new.id,
+            "username": new.username,
+            "created_at": created_at,
+            "expires_at": new.expires_at,
+            "tokens_expire_at": new.tokens_expire_at,
+        }
+        await self._connection.execute(sa.insert(session), values)
+
+    async def prolong_session(self, renewed: Session) -> None:
+        """Move a session's end, and that of its access tokens."""
+        values = {"expires_at": renewed.expires_at, "tokens_expire_at": renewed.tokens_expire_at}
+        await self._connection.execute(sa.update(session).where(session.c.id == renewed.id).values(values))
 
     async def add_refresh_token(self, token_hash: bytes, session_id: UUID, issued_at: datetime) -> None:
         """Add a refresh token by its hash."""
@@ -156,7 +194,7 @@ class AuthRepository(AuthReader):
     async def refresh_row_for_update(self, token_hash: bytes) -> RefreshRow | None:
         """The token and its session, locked: of two uses at once the second must see the first."""
         query = (
-            sa.select(refresh_token.c.used_at, session)
+            sa.select(refresh_token.c.used_at, refresh_token.c.successor, session)
             .join(session)
             .where(refresh_token.c.token_hash == token_hash)
             .with_for_update()
@@ -164,15 +202,17 @@ class AuthRepository(AuthReader):
         row = (await self._connection.execute(query)).one_or_none()
         if row is None:
             return None
-        return RefreshRow(row.id, row.username, row.used_at is not None, row.expires_at, row.ended_at is not None)
+        return RefreshRow(row.id, row.username, row.used_at, row.successor, row.expires_at, row.ended_at is not None)
 
-    async def use_refresh_token(self, token_hash: bytes, at: datetime, session_expires_at: datetime) -> None:
-        """Mark a token as used and move its session's end."""
-        used = sa.update(refresh_token).where(refresh_token.c.token_hash == token_hash).values(used_at=at)
-        result = await self._connection.execute(used.returning(refresh_token.c.session_id))
-        await self._connection.execute(
-            sa.update(session).where(session.c.id == result.scalar_one()).values(expires_at=session_expires_at)
-        )
+    async def refresh_token_used(self, token_hash: bytes) -> bool:
+        """Whether the token was used. Its session must be locked."""
+        query = sa.select(refresh_token.c.used_at).where(refresh_token.c.token_hash == token_hash)
+        return await self._connection.scalar(query) is not None
+
+    async def use_refresh_token(self, token_hash: bytes, at: datetime, successor: bytes) -> None:
+        """Mark a token as used, and keep what follows it."""
+        used = sa.update(refresh_token).where(refresh_token.c.token_hash == token_hash)
+        await self._connection.execute(used.values(used_at=at, successor=successor))
 
     async def end_session(self, session_id: UUID, at: datetime) -> None:
         """End a session if it is open."""

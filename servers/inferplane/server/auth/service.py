@@ -8,10 +8,11 @@ from inferplane.auth.v1 import auth_service_pb2_grpc, grant_pb2, identity_servic
 from inferplane.auth.v1 import identity_service_pb2 as identity_pb
 from inferplane.server.access.snapshot import PolicySnapshot
 from inferplane.server.auth.convert import grant_message, token_pair, user_message
-from inferplane.server.auth.identities import Identities
-from inferplane.server.auth.inputs import GrantFilter, GrantToRevoke, LoginInput, NewGrant, NewUser
-from inferplane.server.auth.login import LoginFlow
+from inferplane.server.auth.identities import Identities, NewUser
+from inferplane.server.auth.inputs import GrantFilter, GrantToRevoke, LoginInput, NewGrant
+from inferplane.server.auth.login import Attempt, LoginFlow
 from inferplane.server.auth.repository import AuthReader, AuthRepository
+from inferplane.server.auth.turns import address_of
 from inferplane.server.rpc.call import current_call
 from inferplane.server.rpc.mutations import Mutations
 from inferplane.server.rpc.validation import parse
@@ -30,8 +31,11 @@ class AuthService(auth_service_pb2_grpc.AuthServiceServicer):
 
     async def Login(self, request: auth_pb.LoginRequest, context: Any) -> auth_pb.LoginResponse:
         given = parse(LoginInput, request)
-        session, token = await self._login.login(given.username, given.password, current_call().actor)
-        return auth_pb.LoginResponse(tokens=token_pair(session, token))
+        address = address_of(context.peer())
+        attempt = Attempt(given.username, given.password, given.device_token, address)
+        signed_in = await self._login.login(attempt, current_call().actor)
+        tokens = token_pair(signed_in.session, signed_in.access_token)
+        return auth_pb.LoginResponse(tokens=tokens, device_token=signed_in.device_token)
 
     async def RefreshToken(self, request: auth_pb.RefreshTokenRequest, context: Any) -> auth_pb.RefreshTokenResponse:
         session, token = await self._login.refresh(request.refresh_token, current_call().actor)
@@ -66,12 +70,12 @@ class IdentityService(identity_service_pb2_grpc.IdentityServiceServicer):
         self._pages = pages
 
     async def CreateUser(self, request: identity_pb.CreateUserRequest, context: Any) -> user_pb2.User:
-        new = parse(NewUser, request)
-        password_hash = await self._identities.hash_password(new.password)
+        new = NewUser(request.user_id, request.password)
+        password_hash = await self._identities.hash_password(new)
 
         async def create(unit: Any) -> user_pb2.User:
             store = AuthRepository(unit)
-            return user_message(await self._identities.create_user(store, new.user_id, password_hash))
+            return user_message(await self._identities.create_user(store, new, password_hash))
 
         return await self._mutations.run(request, user_pb2.User, create)
 

@@ -5,7 +5,7 @@ import base64
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -66,16 +66,14 @@ class AccessToken:
 
 
 class TokenIssuer:
-    """Signs access tokens. `lifetime` is in seconds."""
+    """Signs access tokens."""
 
-    def __init__(self, key: ECKey, lifetime: float) -> None:
+    def __init__(self, key: ECKey) -> None:
         self._key = key
-        self._lifetime = timedelta(seconds=lifetime)
 
-    async def issue(self, username: str, session_id: UUID) -> AccessToken:
-        """A token for one session of one user."""
+    async def issue(self, username: str, session_id: UUID, expires: datetime) -> AccessToken:
+        """A token for one session of one user, good until `expires`."""
         issued = now()
-        expires = issued + self._lifetime
         claims: dict[str, str | int] = {
             "iss": ISSUER,
             "aud": ACCESS_TOKEN_AUDIENCE,

@@ -42,8 +42,6 @@ def create_admin(
     """Create the first administrator. Does nothing if there is an administrator already."""
     lines = password_file.read_text().splitlines()
     password = lines[0] if lines else ""
-    if len(password.encode()) < 12:
-        fail(f"the first line of {password_file} must be a password of at least 12 bytes")
     with reported(SQLAlchemyError):
         created = asyncio.run(create_first_admin(load_settings(), username, password))
     console.print(f"Created the administrator {username}." if created else "There is an administrator already.")

@@ -19,7 +19,6 @@ __all__ = ["fail", "reported"]
 EXPECTED: tuple[type[Exception], ...] = (
     EmbeddedPostgresError,
     EmbeddedTritonError,
-    InferplaneError,
     OSError,
     PortInUseError,
     ValueError,
@@ -41,5 +40,10 @@ def reported(*more: type[Exception]) -> Iterator[None]:
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
         fail(f"the settings are not valid: {problems}")
+    except InferplaneError as error:
+        # Loaded when needed: it loads gRPC, and `up` lives for months (docs/decisions/0006).
+        from inferplane.server.rpc.errors import public_message
+
+        fail(public_message(error))
     except (*EXPECTED, *more) as error:
         fail(str(error))

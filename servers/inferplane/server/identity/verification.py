@@ -28,6 +28,8 @@ ISSUER = "inferplane"
 LEEWAY = 5
 REFETCH_INTERVAL = 2.0
 CACHE_SIZE = 10_000
+LATEST = 253_402_300_799
+"""The end of the year 9999, the last that a Timestamp holds."""
 
 
 class JwksCache:
@@ -36,7 +38,8 @@ class JwksCache:
     def __init__(self, fetch: Callable[[], Awaitable[str]]) -> None:
         self._fetch = fetch
         self._keys: dict[str, Any] = {}
-        self._fetched_at = float("-inf")
+        self._tried_at = float("-inf")
+        self._failed = True
         self._lock = asyncio.Lock()
 
     def fetch_from(self, fetch: Callable[[], Awaitable[str]]) -> None:
@@ -44,25 +47,30 @@ class JwksCache:
         self._fetch = fetch
 
     async def key(self, kid: str) -> Any:
-        """The key of that id, or None; DEPENDENCY_UNAVAILABLE if there are no keys and none can be had."""
+        """The key of that id, or None; DEPENDENCY_UNAVAILABLE where it is not known and the last fetch failed."""
         if kid not in self._keys:
             async with self._lock:
-                if kid not in self._keys and time.monotonic() - self._fetched_at > REFETCH_INTERVAL:
+                if kid not in self._keys and time.monotonic() - self._tried_at > REFETCH_INTERVAL:
                     await self._refresh()
+            if kid not in self._keys and self._failed:
+                raise InferplaneError(
+                    ErrorReason.ERROR_REASON_DEPENDENCY_UNAVAILABLE, retry_after=REFETCH_INTERVAL, dependency="auth"
+                )
         return self._keys.get(kid)
 
     async def _refresh(self) -> None:
+        # Failed until it has succeeded: whoever asks may be cancelled meanwhile.
+        self._failed = True
         try:
             keys = KeySet.import_key_set(json.loads(await self._fetch()))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, there are no keys
             log.warning("jwks_fetch_failed", error=type(error).__name__)
-            if self._keys:
-                return
-            raise InferplaneError(
-                ErrorReason.ERROR_REASON_DEPENDENCY_UNAVAILABLE, retry_after=1.0, dependency="auth"
-            ) from error
-        self._keys = {str(key.kid): key for key in keys.keys}
-        self._fetched_at = time.monotonic()
+        else:
+            self._keys = {str(key.kid): key for key in keys.keys}
+            self._failed = False
+        finally:
+            # Counted from its end: a fetch may take longer than the pause.
+            self._tried_at = time.monotonic()
 
 
 class Verifier:
@@ -102,7 +110,7 @@ class Verifier:
         expires = _check_times(claims)
         if claims.get("aud") != self._audience:
             raise _invalid("wrong audience")
-        if claims.get("sub") != kid or claims.get("iss") != kid or expires - claims.get("iat", 0) > LIFETIME:
+        if claims.get("sub") != kid or claims.get("iss") != kid or expires - claims["iat"] > LIFETIME:
             raise _invalid("wrong claims")
         return Principal(kid, on_behalf_of=str(claims.get("on_behalf_of", "")), expires_at=expires), expires
 
@@ -112,14 +120,37 @@ def _invalid(detail: str) -> InferplaneError:
 
 
 def _header(token: str) -> dict[str, Any]:
-    try:
-        first = token.split(".", 1)[0]
-        header = json.loads(base64.urlsafe_b64decode(first + "=" * (-len(first) % 4)))
-    except (ValueError, RecursionError):
-        header = None
-    if not isinstance(header, dict) or header.get("alg") != "ES256":
+    header = _object(token, 0)
+    if header.get("alg") != "ES256":
         raise _invalid("not a token of ours")
     return header
+
+
+def _object(token: str, part: int) -> dict[str, Any]:
+    """The JSON object in a part of the token, read as strictly as can be.
+
+    Of a name that comes twice, another reader may believe the other value (RFC 7519, section 4); NaN is not JSON.
+    """
+    try:
+        encoded = token.split(".", 2)[part]
+        raw = base64.b64decode(encoded + "=" * (-len(encoded) % 4), altchars=b"-_", validate=True)
+        value = json.loads(raw, object_pairs_hook=_unique, parse_constant=_refuse)
+    except (ValueError, IndexError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise _invalid("not a token of ours")
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise ValueError("a name comes twice")
+    return members
+
+
+def _refuse(constant: str) -> float:
+    raise ValueError(f"{constant} is not JSON")
 
 
 async def _claims(token: str, key: Any) -> dict[str, Any]:
@@ -127,19 +158,31 @@ async def _claims(token: str, key: Any) -> dict[str, Any]:
         raise _invalid("unknown key")
     try:
         # Off the loop: a flood of forged tokens must not stall everybody else.
-        decoded = await asyncio.to_thread(jwt.decode, token, key, ["ES256"])
+        await asyncio.to_thread(jwt.decode, token, key, ["ES256"])
     except (JoseError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise _invalid("the signature does not verify") from error
-    return decoded.claims
+    return _object(token, 1)
 
 
 def _check_times(claims: dict[str, Any]) -> float:
-    expires, issued = claims.get("exp"), claims.get("iat")
-    if not isinstance(expires, int | float) or not isinstance(issued, int | float) or issued > time.time() + LEEWAY:
+    """When the token expires, if it is good now; NumericDates of RFC 7519, in whole seconds as ours are."""
+    issued = _time(claims, "iat")
+    expires = _time(claims, "exp")
+    begins = _time(claims, "nbf") if "nbf" in claims else issued
+    soon = time.time() + LEEWAY
+    if issued > soon or begins > soon:
         raise _invalid("wrong times")
     if expires <= time.time():
         raise InferplaneError(ErrorReason.ERROR_REASON_TOKEN_EXPIRED)
     return float(expires)
+
+
+def _time(claims: dict[str, Any], name: str) -> int:
+    # Neither floats, which may be infinite, nor booleans, which count as integers.
+    value = claims.get(name)
+    if type(value) is not int or not 0 <= value <= LATEST:
+        raise _invalid("wrong times")
+    return value
 
 
 def _access(claims: dict[str, Any]) -> tuple[Principal, float]:

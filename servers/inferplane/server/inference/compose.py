@@ -3,6 +3,7 @@
 from inferplane.artifact.v1 import model_registry_service_pb2_grpc
 from inferplane.inference.v1 import deployment_service_pb2_grpc, inference_service_pb2_grpc
 from inferplane.reporting.v1 import reporting_service_pb2_grpc
+from inferplane.server.access.snapshot import Part
 from inferplane.server.bootstrap import DATABASE, Core
 from inferplane.server.inference.dataplane.forwarder import Forwarder
 from inferplane.server.inference.dataplane.handlers import fused_handlers
@@ -89,7 +90,7 @@ def _reconcile(core: Core, link: TritonLink) -> None:
     loader = ModelLoader(link, artifact, lambda: core.signer.metadata(ServiceName.ARTIFACT))
     leadership = Leadership(core.policy.connect, LEADER_LOCK)
     reconciler = Reconciler(leadership, core.database, core.units_of_work, link, loader)
-    core.policy.on_refresh(reconciler.wake)
+    core.policy.on_refresh(Part.DEPLOYMENTS, reconciler.wake)
     core.tasks.start("reconciler", reconciler.run)
 
 

@@ -11,8 +11,10 @@ import sys
 from sqlalchemy import make_url
 
 from inferplane.server.auth.first_admin import create_first_admin
+from inferplane.server.errors import InferplaneError
 from inferplane.server.identity.workloads import ensure_workload_keys
 from inferplane.server.keys import MasterKey
+from inferplane.server.rpc.errors import public_message
 from inferplane.server.settings import Settings
 from inferplane.server.storage.migrate import migrate
 
@@ -31,5 +33,7 @@ if __name__ == "__main__":
     given = json.load(sys.stdin)
     try:
         asyncio.run(prepare(Settings.model_validate_json(given["settings"]), given["admin"], given["password"]))
+    except InferplaneError as error:
+        sys.exit(f"error: the database could not be prepared: {public_message(error)}")
     except Exception as error:  # noqa: BLE001 - for people, who see it in the terminal
         sys.exit(f"error: the database could not be prepared: {type(error).__name__}: {error}")

@@ -1,29 +1,48 @@
-"""The schema version that this release needs. Apart from the migrations, so that services need not load alembic."""
+"""The schema versions that this release works with. Apart from the migrations: services need not load alembic."""
 
 import asyncpg
 from sqlalchemy import URL
 
 from inferplane.server.storage.database import asyncpg_dsn
 
-__all__ = ["SCHEMA_VERSION", "SchemaVersionError", "check_version"]
+__all__ = ["MIN_SCHEMA", "SCHEMA_VERSION", "SchemaVersionError", "check_version"]
 
-SCHEMA_VERSION = "0006"
+SCHEMA_VERSION = "0007"
+"""The newest that this release knows, and what it migrates to. Versions sort as text."""
+MIN_SCHEMA = "0007"
+"""The oldest that this release works with."""
 
 
 class SchemaVersionError(Exception):
-    """The database is not at this release's version; run `inferplane db migrate` as its owner."""
+    """The database and this release do not work with each other; migrate the one or replace the other."""
 
 
 async def check_version(url: URL) -> None:
-    """Raise SchemaVersionError unless the database is at this release's version."""
+    """Raise SchemaVersionError unless this release works with the database.
+
+    A newer database says itself which releases may go on, so that old workers run through an upgrade.
+    """
     connection = await asyncpg.connect(asyncpg_dsn(url), timeout=5)
     try:
-        present = await connection.fetchval("SELECT to_regclass('public.alembic_version') IS NOT NULL")
-        version = await connection.fetchval("SELECT version_num FROM public.alembic_version") if present else None
+        version = await _value(connection, "public.alembic_version", "version_num")
+        minimum = await _value(connection, "public.schema_compatibility", "minimum")
     finally:
         await connection.close()
-    if version != SCHEMA_VERSION:
+    if version is None or version < MIN_SCHEMA:
         raise SchemaVersionError(
-            f"the database is at version {version or 'none'}, this release needs {SCHEMA_VERSION}:"
+            f"the database is at version {version or 'none'}, this release needs {MIN_SCHEMA}:"
             " run `inferplane db migrate`"
         )
+    if version > SCHEMA_VERSION and (minimum is None or minimum > SCHEMA_VERSION):
+        raise SchemaVersionError(
+            f"the database is at version {version}, which needs a release that knows version {minimum or version};"
+            f" this one knows {SCHEMA_VERSION}: install a newer release"
+        )
+
+
+async def _value(connection: asyncpg.Connection, table: str, column: str) -> str | None:
+    """What a table of one row and one column holds; None where there is no such table."""
+    if not await connection.fetchval("SELECT to_regclass($1) IS NOT NULL", table):
+        return None
+    value: str | None = await connection.fetchval(f"SELECT {column} FROM {table}")  # noqa: S608 - constants of this file
+    return value

@@ -12,9 +12,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from inferplane.common.v1.errors_pb2 import ErrorReason
 from inferplane.server.errors import InferplaneError, invalid_field
-from inferplane.server.ids import now, uuid7
+from inferplane.server.ids import now
 from inferplane.server.keys import MasterKey
-from inferplane.server.storage.audit import Actor, AuditEvent, audit_event
+from inferplane.server.storage.audit import Actor, Detail, audit_event, event_row
 from inferplane.server.storage.database import Database
 
 __all__ = ["IDEMPOTENCY_LIFETIME", "UnitOfWork", "UnitOfWorkFactory", "idempotency_record"]
@@ -42,12 +42,12 @@ class UnitOfWork:
         self.actor = actor
         self._service = service
         self._keys = keys
-        self._events: list[AuditEvent] = []
+        self._events: list[dict[str, object]] = []
         self._claim: sa.ColumnElement[bool] | None = None
 
-    def record(self, action: str, resource: str, **detail: str | int) -> None:
-        """Note what this unit of work does."""
-        self._events.append(AuditEvent(action, resource, detail))
+    def record(self, action: str, resource: str, **detail: Detail) -> None:
+        """Note what this unit of work does; `detail` holds no secrets, and `Changed` where something was before."""
+        self._events.append(event_row(self._service, self.actor, action, resource, detail))
 
     async def claim(self, method: str, key: str, body: bytes) -> bytes | None:
         """Claim an idempotency key for this request; the answer given earlier if it was claimed before.
@@ -91,25 +91,12 @@ class UnitOfWork:
         """
         if not self._events:
             raise RuntimeError("a mutation must record an audit event")
-        await self.connection.execute(sa.insert(audit_event), [self._row(event) for event in self._events])
+        await self.connection.execute(sa.insert(audit_event), self._events)
         if self._claim is not None:
             await self.connection.execute(
                 sa.update(idempotency_record).where(self._claim).values(answer=self._keys.seal(answer))
             )
         await self.connection.commit()
-
-    def _row(self, event: AuditEvent) -> dict[str, object]:
-        return {
-            "id": uuid7(),
-            "occurred_at": now(),
-            "service": self._service,
-            "actor": self.actor.subject,
-            "on_behalf_of": self.actor.on_behalf_of,
-            "request_id": self.actor.request_id,
-            "action": event.action,
-            "resource": event.resource,
-            "detail": event.detail,
-        }
 
 
 class IdempotencyKeys:

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 
 from inferplane.server.access.admission import Admission
 from inferplane.server.rpc.call import Call
@@ -17,6 +18,8 @@ def authentication(admission: Admission) -> Interceptor:
     async def authenticate(call: Call) -> AsyncIterator[None]:
         if not call.method.access.public:
             call.principal = await admission.authenticate(call.context.invocation_metadata() or ())
+            # Not its expiry: an upload may take longer than a token lives.
+            call.standing.append(partial(admission.confirm_session, call.principal))
         yield
 
     def intercept(call: Call) -> AbstractAsyncContextManager[None]:

@@ -1,0 +1,102 @@
+"""How often Auth's keys are fetched, and what callers get meanwhile."""
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+from joserfc.jwk import ECKey, KeySet
+
+from inferplane.server.errors import InferplaneError
+from inferplane.server.identity import verification
+from inferplane.server.identity.verification import JwksCache
+from inferplane.server.rpc.errors import reason_name
+
+
+class Auth:
+    """Publishes keys, or is down."""
+
+    def __init__(self, *kids: str) -> None:
+        self.keys = [ECKey.generate_key("P-256", {"kid": kid}) for kid in kids]
+        self.down = False
+        self.fetches = 0
+
+    async def fetch(self) -> str:
+        self.fetches += 1
+        await asyncio.sleep(0)
+        if self.down:
+            raise ConnectionError
+        return json.dumps(KeySet([*self.keys]).as_dict(private=False))
+
+
+class Clock:
+    """Stands in for the monotonic clock."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def time(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(verification, "time", clock)
+    return clock
+
+
+async def outcome(cache: JwksCache, kid: str) -> Any:
+    try:
+        return await cache.key(kid)
+    except InferplaneError as error:
+        return reason_name(error.reason)
+
+
+async def test_a_failed_fetch_is_tried_again_at_most_every_two_seconds(clock: Clock) -> None:
+    auth = Auth("a")
+    auth.down = True
+    cache = JwksCache(auth.fetch)
+    outcomes = await asyncio.gather(*(outcome(cache, "a") for _ in range(100)))
+    assert (set(outcomes), auth.fetches) == ({"DEPENDENCY_UNAVAILABLE"}, 1)
+    clock.now += 1.9
+    assert (await outcome(cache, "a"), auth.fetches) == ("DEPENDENCY_UNAVAILABLE", 1)
+    clock.now += 0.2
+    auth.down = False
+    assert (await outcome(cache, "a")).kid == "a"
+    assert auth.fetches == 2
+
+
+async def test_keys_that_are_known_serve_while_auth_is_down(clock: Clock) -> None:
+    auth = Auth("a")
+    cache = JwksCache(auth.fetch)
+    await cache.key("a")
+    auth.down = True
+    clock.now += 3
+    assert await outcome(cache, "rotated") == "DEPENDENCY_UNAVAILABLE"
+    assert (await outcome(cache, "a")).kid == "a"
+
+
+async def test_unknown_key_ids_do_not_make_a_flood_of_fetches(clock: Clock) -> None:
+    auth = Auth("a")
+    cache = JwksCache(auth.fetch)
+    assert [await outcome(cache, f"k{number}") for number in range(50)] == [None] * 50
+    assert auth.fetches == 1
+
+
+async def test_a_caller_who_leaves_does_not_make_the_others_credentials_invalid(clock: Clock) -> None:
+    never = asyncio.Event()
+
+    async def hang() -> str:
+        await never.wait()
+        return ""
+
+    cache = JwksCache(hang)
+    first = asyncio.create_task(outcome(cache, "a"))
+    second = asyncio.create_task(outcome(cache, "a"))
+    await asyncio.sleep(0)
+    first.cancel()
+    assert await second == "DEPENDENCY_UNAVAILABLE"
