@@ -18,7 +18,7 @@ from sqlalchemy import URL
 
 from inferplane.common.v1.errors_pb2 import ErrorReason
 from inferplane.server.artifact import uploads as uploads_module
-from inferplane.server.artifact.blobs import stream
+from inferplane.server.artifact.blobs import Blob, stream, total_size, whole_digest
 from inferplane.server.artifact.chunk_store import ChunkBytes, chunk_digest
 from inferplane.server.artifact.local_chunk_store import LocalChunkStore
 from inferplane.server.artifact.registry import Registry
@@ -51,7 +51,9 @@ class Bench:
     chunks: LocalChunkStore
 
     async def content(self, name: UploadName) -> bytes:
-        async with aclosing(stream(self.chunks, await self.store.manifest(name))) as contents:
+        manifest = await self.store.manifest(name)
+        blob = Blob(manifest, total_size(manifest), await whole_digest(self.chunks, manifest))
+        async with aclosing(stream(self.chunks, blob)) as contents:
             return b"".join([content async for content in contents])
 
 

@@ -26,7 +26,7 @@ async def compose(core: Core) -> None:
         upload_repository.UploadRepository(core.database, core.units_of_work), chunks, core.settings.max_artifact_size
     )
     core.tasks.every(HOUSEKEEPING_INTERVAL, "clean_up_uploads", flow.clean_up)
-    artifact = service.ArtifactService(flow, blobs.BlobReader(chunks), core.database)
+    artifact = service.ArtifactService(flow, blobs.BlobReader(chunks), core.database, core.deadlines)
     models = service.ModelRegistryService(
         registry.Registry(),
         inspection.Inspection(repository.Candidates(core.database), chunks, onnx_inspection.inspect_onnx),

@@ -9,7 +9,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from inferplane.common.v1.errors_pb2 import ErrorReason
-from inferplane.server.artifact.blobs import Chunk
+from inferplane.server.artifact.blobs import Blob
 from inferplane.server.artifact.registry import Alias, Model, Version
 from inferplane.server.artifact.tables import model, model_alias, model_version
 from inferplane.server.artifact.upload_repository import UploadReader
@@ -112,10 +112,10 @@ class RegistryReader:
         aliases = [_alias(row) for row in rows[: page.size]]
         return aliases, aliases[-1].name.alias if len(rows) > page.size else None
 
-    async def manifest(self, name: VersionName) -> list[Chunk]:
-        """The chunks of a version; raises MODEL_NOT_FOUND or MODEL_VERSION_NOT_FOUND."""
+    async def blob(self, name: VersionName) -> Blob:
+        """The bytes of a version; raises MODEL_NOT_FOUND or MODEL_VERSION_NOT_FOUND."""
         version = await self.version(name)
-        return await UploadReader(self._connection).manifest(version.upload)
+        return Blob(await UploadReader(self._connection).manifest(version.upload), version.size, version.digest)
 
     async def is_used(self, name: UploadName) -> bool:
         """Whether the upload is a version."""
@@ -197,14 +197,14 @@ class Candidates:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def candidate(self, name: UploadName) -> list[Chunk] | None:
+    async def candidate(self, name: UploadName) -> Blob | None:
         """See `CandidateStore.candidate`."""
         async with self._database.transaction() as connection:
             uploads = UploadReader(connection)
             upload = await uploads.find(name)
             if upload is None or not upload.complete or await RegistryReader(connection).is_used(name):
                 return None
-            return await uploads.manifest(name)
+            return Blob(await uploads.manifest(name), upload.committed_size, upload.digest)
 
 
 def _is_version(name: VersionName) -> sa.ColumnElement[bool]:

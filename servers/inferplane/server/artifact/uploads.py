@@ -8,7 +8,8 @@ from typing import Protocol
 
 from inferplane.common.v1.errors_pb2 import ErrorReason
 from inferplane.server.artifact.blobs import Chunk, total_size, whole_digest
-from inferplane.server.artifact.chunk_store import ChunkStore, Slots, chunk_digest
+from inferplane.server.artifact.chunk_store import ChunkStore, chunk_digest
+from inferplane.server.artifact.slots import Slots
 from inferplane.server.errors import InferplaneError, invalid_field
 from inferplane.server.ids import now
 from inferplane.server.names import UPLOAD, UploadName
@@ -19,6 +20,7 @@ __all__ = ["CHUNK_SIZE", "Finish", "Piece", "Upload", "UploadStore", "Uploads"]
 CHUNK_SIZE = 16 << 20
 WRITERS = 16
 """Streams that may fill a chunk of 16 MiB at once: a quarter of a gigabyte a process."""
+WRITERS_EACH = 4
 
 STALE_AFTER = timedelta(days=7)
 UNUSED_AFTER = timedelta(days=1)
@@ -90,13 +92,13 @@ class Uploads:
         chunks: ChunkStore,
         max_size: int,
         chunk_size: int = CHUNK_SIZE,
-        writers: int = WRITERS,
+        slots: Slots | None = None,
     ) -> None:
         self._store = store
         self._chunks = chunks
         self._max_size = max_size
         self._chunk_size = chunk_size
-        self._slots = Slots(writers)
+        self._slots = slots or Slots(WRITERS, WRITERS_EACH)
 
     async def status(self, name: UploadName) -> Upload:
         """Raises UPLOAD_NOT_FOUND."""
@@ -112,12 +114,12 @@ class Uploads:
 
         Raises MODEL_NOT_FOUND; WRITE_OFFSET_MISMATCH; UPLOAD_NOT_OPEN; UPLOAD_BUSY where another stream went
         ahead; ARTIFACT_TOO_LARGE; DIGEST_MISMATCH and BLOB_CORRUPT, after which the upload begins anew;
-        DEPENDENCY_UNAVAILABLE.
+        DEPENDENCY_UNAVAILABLE; OVERLOADED while too many others write.
         """
         first = await anext(pieces, None)
         if first is None:
             raise invalid_field("upload", "must be named in the first message")
-        async with self._slots.taken():
+        async with self._slots.taken(actor.subject):
             upload = await self._open(first, actor)
             writer = _Writer(upload, self._store, self._chunks, self._max_size, self._chunk_size)
             await writer.take(first)
