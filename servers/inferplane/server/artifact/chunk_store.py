@@ -29,6 +29,9 @@ class ChunkStore(Protocol):
     async def delete(self, digest: str) -> None:
         """Remove a chunk, if it is there."""
 
+    async def check(self, *, writes: bool) -> None:
+        """Raises DEPENDENCY_UNAVAILABLE unless chunks can be read or, where `writes`, written now."""
+
 
 def chunk_digest(data: ChunkBytes) -> str:
     """The name that a chunk is stored under."""
@@ -42,6 +45,10 @@ def verified(digest: str, data: bytes) -> bytes:
     return data
 
 
-def unavailable(dependency: str) -> InferplaneError:
-    """DEPENDENCY_UNAVAILABLE, to be tried again soon."""
-    return InferplaneError(ErrorReason.ERROR_REASON_DEPENDENCY_UNAVAILABLE, retry_after=1.0, dependency=dependency)
+def unavailable(dependency: str, detail: str = "", retry_after: float | None = 1.0) -> InferplaneError:
+    """DEPENDENCY_UNAVAILABLE; `detail` says in public what is wrong, where that is known."""
+    reason = ErrorReason.ERROR_REASON_DEPENDENCY_UNAVAILABLE
+    if not detail:
+        return InferplaneError(reason, retry_after=retry_after, dependency=dependency)
+    said = f"the {dependency} {detail}"
+    return InferplaneError(reason, retry_after=retry_after, dependency=dependency, detail=said)
