@@ -2,15 +2,18 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
-from typing import Protocol
+from typing import TYPE_CHECKING
 
-from inferplane.server.artifact.blobs import Blob, stream
+from inferplane.server.artifact.blobs import stream
 from inferplane.server.artifact.chunk_store import ChunkStore
 from inferplane.server.artifact.slots import Slots
 from inferplane.server.names import UploadName
 from inferplane.server.tensors import Signature
 
-__all__ = ["CandidateStore", "Inspect", "Inspection"]
+if TYPE_CHECKING:
+    from inferplane.server.artifact.repository import Candidates
+
+__all__ = ["Inspect", "Inspection"]
 
 CONCURRENCY = 2
 WAIT = 300.0
@@ -19,17 +22,10 @@ WAIT = 300.0
 Inspect = Callable[[AsyncIterator[bytes]], Awaitable[Signature]]
 
 
-class CandidateStore(Protocol):
-    """What `Inspection` needs of the tables."""
-
-    async def candidate(self, name: UploadName) -> Blob | None:
-        """The bytes of an upload that is complete and no version yet; None for any other."""
-
-
 class Inspection:
     """Reads signatures, outside of any transaction: that takes up to minutes."""
 
-    def __init__(self, store: CandidateStore, chunks: ChunkStore, inspect: Inspect) -> None:
+    def __init__(self, store: "Candidates", chunks: ChunkStore, inspect: Inspect) -> None:
         self._store = store
         self._chunks = chunks
         self._inspect = inspect

@@ -14,6 +14,7 @@ from inferplane.server.artifact.convert import alias_message, model_message, upl
 from inferplane.server.artifact.inputs import (
     AliasToSet,
     ModelOfList,
+    ModelToDelete,
     ModelToGet,
     NewModel,
     Range,
@@ -135,10 +136,22 @@ class ModelRegistryService(model_registry_service_pb2_grpc.ModelRegistryServiceS
             return policy.allows(subject, Permission.PERMISSION_MODELS_READ, name)
 
         async with self._database.transaction() as connection:
-            models, after = await visible_models(RegistryReader(connection), page.after, page.size, may_see)
+            models, after = await visible_models(RegistryReader(connection).models, page.after, page.size, may_see)
         return registry_pb.ListModelsResponse(
             models=map(model_message, models), next_page_token=self._pages.next_token(scope, after)
         )
+
+    async def DeleteModel(
+        self, request: registry_pb.DeleteModelRequest, context: Any
+    ) -> registry_pb.DeleteModelResponse:
+        given = parse(ModelToDelete, request)
+        owner = current_call().principal.subject
+
+        async def delete(unit: Any) -> registry_pb.DeleteModelResponse:
+            await self._registry.delete_model(RegistryRepository(unit), given.name, owner, force=given.force)
+            return registry_pb.DeleteModelResponse()
+
+        return await self._mutations.run(request, registry_pb.DeleteModelResponse, delete)
 
     async def CreateModelVersion(
         self, request: registry_pb.CreateModelVersionRequest, context: Any
