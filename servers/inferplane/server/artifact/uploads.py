@@ -94,10 +94,11 @@ class Uploads:
         ahead; ARTIFACT_TOO_LARGE; DIGEST_MISMATCH and BLOB_CORRUPT, after which the upload begins anew;
         DEPENDENCY_UNAVAILABLE; OVERLOADED while too many others write.
         """
-        first = await anext(pieces, None)
-        if first is None:
-            raise invalid_field("upload", "must be named in the first message")
+        # Before anything is read: streams that wait hold no message.
         async with self._slots.taken(actor.subject):
+            first = await anext(pieces, None)
+            if first is None:
+                raise invalid_field("upload", "must be named in the first message")
             upload = await self._open(first, actor)
             writer = _Writer(upload, self._store, self._chunks, self._max_size, self._chunk_size)
             await writer.take(first)
