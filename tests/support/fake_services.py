@@ -224,6 +224,7 @@ class FakeArtifact(
         self.fakes = fakes
         self.uploads: dict[str, FakeUpload] = {}
         self.breaks: list[int] = []
+        self.break_fault = Fault(grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
         self.write_offsets: list[int] = []
         self.read_offsets: list[int] = []
         self.corrupt = False
@@ -235,7 +236,7 @@ class FakeArtifact(
     async def _break_at(self, position: int, context: Any) -> None:
         if self.breaks and position >= self.breaks[0]:
             self.breaks.pop(0)
-            await fail(context, Fault(grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN"))
+            await fail(context, self.break_fault)
 
     async def WriteArtifact(
         self, request_iterator: AsyncIterator[artifact_service_pb2.WriteArtifactRequest], context: Any
@@ -299,6 +300,17 @@ class FakeArtifact(
     ) -> model_registry_service_pb2.ListModelsResponse:
         await self.fakes.enter(context, "ListModels")
         return model_registry_service_pb2.ListModelsResponse(models=self.models.values())
+
+    async def DeleteModel(
+        self, request: model_registry_service_pb2.DeleteModelRequest, context: Any
+    ) -> model_registry_service_pb2.DeleteModelResponse:
+        await self.fakes.enter(context, "DeleteModel")
+        if request.name not in self.models:
+            await fail(context, Fault(grpc.StatusCode.NOT_FOUND, "MODEL_NOT_FOUND"))
+        if any(name.startswith(f"{request.name}/") for name in self.versions):
+            await fail(context, Fault(grpc.StatusCode.FAILED_PRECONDITION, "MODEL_NOT_EMPTY"))
+        del self.models[request.name]
+        return model_registry_service_pb2.DeleteModelResponse()
 
     async def CreateModelVersion(
         self, request: model_registry_service_pb2.CreateModelVersionRequest, context: Any

@@ -1,4 +1,4 @@
-"""`model push`, `model list`, `model show`, `model download`, `model alias`."""
+"""`model push`, `model list`, `model show`, `model delete`, `model download`, `model alias`."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -64,6 +64,18 @@ def show(invocation: Invocation, name: _Name) -> None:
         invocation.document({**model, "versions": versions, "aliases": aliases})
         return
     invocation.table([_row(version, aliases) for version in versions], _VERSION_COLUMNS)
+
+
+@command(app, "delete")
+def delete(
+    invocation: Invocation,
+    name: _Name,
+    force: Annotated[bool, typer.Option("--force", help="Its uploads too, whoever made them.")] = False,
+) -> None:
+    """Delete a model that has no versions."""
+    with invocation.plane() as plane:
+        plane.artifact.delete_model(name, force=force)
+    invocation.done({"model": name}, f"Deleted {name}.")
 
 
 @command(app, "download")

@@ -1,6 +1,7 @@
 """Models, their versions and aliases, and their bytes."""
 
 import asyncio
+import contextlib
 import os
 import uuid
 from collections.abc import AsyncIterator
@@ -15,12 +16,21 @@ from inferplane.artifact.v1 import (
 )
 from inferplane.artifact.v1.model_pb2 import Model, ModelAlias, ModelVersion
 from inferplane.client.calls import Backoff, new_key, unary, walk
-from inferplane.client.errors import AlreadyExists, FailedPrecondition, NotFound
+from inferplane.client.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    InferplaneClientError,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+)
 from inferplane.client.names import ModelRef, alias_id, model_id, version_id
 from inferplane.client.transfer import Download, LocalFile, Progress, Upload
 
 # The service reads and checks the whole model before it answers.
 _CREATE_VERSION_TIMEOUT = 300.0
+_REFUSALS = {"ARTIFACT_TOO_LARGE", "INVALID_FIELD", "MODEL_FORMAT_INVALID", "MODEL_UNSUPPORTED"}
+"""Why a file can never become a version."""
 
 
 async def newest_version(
@@ -67,6 +77,16 @@ class ArtifactClient:
             lambda page: page.models,
             timeout,
         )
+
+    async def delete_model(self, name: str, *, force: bool = False, timeout: float | None = None) -> None:
+        """Delete a model without versions, and the caller's own complete uploads; by `force` all of its uploads.
+
+        Raises NotFound, and FailedPrecondition where it has versions or other uploads.
+        """
+        request = model_registry_service_pb2.DeleteModelRequest(
+            name=f"models/{model_id(name)}", force=force, idempotency_key=new_key()
+        )
+        await unary(self.registry.DeleteModel, request, timeout)
 
     async def get_version(self, model_ref: str, *, timeout: float | None = None) -> ModelVersion:
         """Give the version that `NAME`, `NAME:VERSION` or `NAME@ALIAS` means; raises NotFound."""
@@ -124,12 +144,24 @@ class ArtifactClient:
         """Upload a file and make it the model's next version, creating the model if it is new.
 
         A push that broke off goes on where it stood when the same file is pushed again. `label_output` names
-        the output that holds the predicted class. Raises DigestMismatch where the service stored other bytes,
+        the output that holds the predicted class. A model that was made for a file which is then refused is removed
+        again. Raises DigestMismatch where the service stored other bytes,
         OSError where the file cannot be read.
         """
         model_id(name)
         file = await asyncio.to_thread(LocalFile.inspect, Path(path))
-        await self._ensure_model(name, description)
+        created = await self._ensure_model(name, description)
+        try:
+            return await self._push_version(name, file, label_output, progress)
+        except (InvalidArgument, ResourceExhausted) as error:
+            if created and error.reason in _REFUSALS:
+                with contextlib.suppress(InferplaneClientError):
+                    await self.delete_model(name)
+            raise
+
+    async def _push_version(
+        self, name: str, file: LocalFile, label_output: str, progress: Progress | None
+    ) -> ModelVersion:
         try:
             return await self._push(name, file, file.upload_id(name), label_output, progress)
         except FailedPrecondition as error:
@@ -152,11 +184,13 @@ class ArtifactClient:
         await transfer.run(lambda: self.get_version(model_ref))
         return version
 
-    async def _ensure_model(self, name: str, description: str) -> None:
+    async def _ensure_model(self, name: str, description: str) -> bool:
+        """Whether the model is new."""
         try:
             await self.create_model(name, description=description)
         except AlreadyExists:
-            return
+            return False
+        return True
 
     async def _push(
         self, name: str, file: LocalFile, upload_id: str, label_output: str, progress: Progress | None

@@ -120,6 +120,7 @@ class ArtifactClient(Facade[artifact.ArtifactClient]):
     create_model = blocking(artifact.ArtifactClient.create_model)
     get_model = blocking(artifact.ArtifactClient.get_model)
     list_models = iterating(artifact.ArtifactClient.list_models)
+    delete_model = blocking(artifact.ArtifactClient.delete_model)
     get_version = blocking(artifact.ArtifactClient.get_version)
     list_versions = iterating(artifact.ArtifactClient.list_versions)
     set_alias = blocking(artifact.ArtifactClient.set_alias)

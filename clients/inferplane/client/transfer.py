@@ -31,7 +31,7 @@ Progress = Callable[[int, int], None]
 MESSAGE_BYTES = 1024 * 1024
 _UPLOADS = uuid.UUID("6f0f3f0e-6a0b-5d6e-9a53-7a2c1f9d7c11")
 _HIDDEN = "Internal error from Core"
-_RESUMABLE = {"UPLOAD_BUSY", "WRITE_OFFSET_MISMATCH", "STREAM_STALLED", "TOKEN_EXPIRED"}
+_RESUMABLE = {"OVERLOADED", "STREAM_STALLED", "TOKEN_EXPIRED", "UPLOAD_BUSY", "WRITE_OFFSET_MISMATCH"}
 
 
 def _open(path: Path, mode: Literal["rb", "xb"]) -> BinaryIO:

@@ -79,7 +79,9 @@ class Settings(BaseModel):
     policy_max_staleness: Seconds = Field(300, description="How long the data plane goes on without policy.")
     unary_deadline: Seconds = Field(30, description="Cap of a unary call that names no other.")
     stream_idle_limit: Seconds = Field(60, description="How long a stream may say nothing.")
-    stream_minimum_rate: float = Field(1024, ge=0, description="Bytes a second that an upload must move.")
+    stream_minimum_rate: float = Field(
+        64 << 10, ge=0, description="Bytes a second that an upload or a download must move."
+    )
     drain_grace: Seconds = Field(20, description="How long accepted calls may take to finish on a stop.")
     max_connection_age: Seconds = Field(1800, description="When a client's connection, or a stream, is renewed.")
     max_connections: int = Field(2000, ge=1, description="Connections per worker process.")

@@ -4,11 +4,13 @@ from typing import Any
 
 import grpc
 import pytest
+from sqlalchemy import URL
 
 from inferplane.artifact.v1 import model_registry_service_pb2 as registry_pb
 from inferplane.artifact.v1.model_pb2 import ModelVersion
 from inferplane.server.identity.workloads import WorkloadSigner
 from inferplane.server.settings import ServiceName, Settings
+from tests.conftest import execute
 from tests.support.artifact import CHUNK, MIB, Artifacts, bytes_of
 from tests.support.mesh import Mesh, failure, reason
 from tests.support.onnx_models import identity
@@ -96,6 +98,22 @@ async def test_damaged_bytes_are_never_sent(
 
     assert await reason(read()) == (grpc.StatusCode.DATA_LOSS, "BLOB_CORRUPT")
     assert received == DATA[:CHUNK]
+
+
+WRONG_MANIFESTS = {
+    "a chunk is gone": "DELETE FROM artifact.upload_chunk WHERE position = 1",
+    "a size is wrong": "UPDATE artifact.upload_chunk SET size = size - 5 WHERE position = 1",
+    "the version is longer": "UPDATE artifact.model_version SET size = size + 5",
+    "the version is another": "UPDATE artifact.model_version SET digest = 'sha256:' || repeat('0', 64)",
+}
+
+
+@pytest.mark.parametrize("damage", WRONG_MANIFESTS)
+async def test_by_a_wrong_manifest_a_read_of_everything_never_ends_well(
+    artifacts: Artifacts, version: ModelVersion, database_url: URL, damage: str
+) -> None:
+    await execute(database_url, WRONG_MANIFESTS[damage])
+    assert await reason(artifacts.read(version.name)) == (grpc.StatusCode.DATA_LOSS, "BLOB_CORRUPT")
 
 
 async def test_an_unknown_version_is_refused(artifacts: Artifacts, version: ModelVersion) -> None:

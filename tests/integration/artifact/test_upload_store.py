@@ -18,10 +18,10 @@ from sqlalchemy import URL
 
 from inferplane.common.v1.errors_pb2 import ErrorReason
 from inferplane.server.artifact import uploads as uploads_module
-from inferplane.server.artifact.blobs import stream
+from inferplane.server.artifact.blobs import Blob, stream, total_size, whole_digest
 from inferplane.server.artifact.chunk_store import ChunkBytes, chunk_digest
 from inferplane.server.artifact.local_chunk_store import LocalChunkStore
-from inferplane.server.artifact.registry import Registry
+from inferplane.server.artifact.registry import NewVersion, Registry
 from inferplane.server.artifact.repository import RegistryRepository
 from inferplane.server.artifact.upload_repository import UploadRepository
 from inferplane.server.artifact.uploads import Finish, Piece, Upload, Uploads
@@ -33,6 +33,7 @@ from inferplane.server.settings import ServiceName, Settings
 from inferplane.server.storage.audit import Actor
 from inferplane.server.storage.database import Database
 from inferplane.server.storage.unit_of_work import UnitOfWorkFactory
+from inferplane.server.tensors import Signature
 from tests.support.artifact import bytes_of, digest, rows
 
 T = TypeVar("T")
@@ -49,9 +50,12 @@ class Bench:
     uploads: Uploads
     store: UploadRepository
     chunks: LocalChunkStore
+    units_of_work: UnitOfWorkFactory
 
     async def content(self, name: UploadName) -> bytes:
-        async with aclosing(stream(self.chunks, await self.store.manifest(name))) as contents:
+        manifest = await self.store.manifest(name)
+        blob = Blob(manifest, total_size(manifest), await whole_digest(self.chunks, manifest))
+        async with aclosing(stream(self.chunks, blob)) as contents:
             return b"".join([content async for content in contents])
 
 
@@ -70,7 +74,7 @@ def on_bench(settings: Settings, work: Callable[[Bench], Awaitable[T]]) -> T:
                     assert error.reason == ErrorReason.ERROR_REASON_MODEL_EXISTS  # noqa: PT017 - either is good
             chunks = await LocalChunkStore.open(settings.data_dir / "blobs")
             store = UploadRepository(database, units_of_work)
-            return await work(Bench(Uploads(store, chunks, MAX_SIZE, CHUNK_SIZE), store, chunks))
+            return await work(Bench(Uploads(store, chunks, MAX_SIZE, CHUNK_SIZE), store, chunks, units_of_work))
         finally:
             await database.close()
 
@@ -275,25 +279,59 @@ def files(settings: Settings) -> list[Path]:
     return [path for path in (settings.data_dir / "blobs").glob("*/*") if path.is_file()]
 
 
-def test_a_stale_upload_is_forgotten_and_its_chunks_with_it(settings: Settings, database_url: URL) -> None:
-    stale, complete, data = new_name(), new_name(), bytes_of(20)
+async def publish(bench: Bench, name: UploadName) -> None:
+    """Make the upload a version."""
+    new = NewVersion(name, "", ACTOR.subject)
+    async with bench.units_of_work(ACTOR) as unit:
+        await Registry().create_version(RegistryRepository(unit), new, Signature((), ()))
+        await unit.commit()
+
+
+def test_old_uploads_that_are_no_version_are_forgotten_and_their_chunks_with_them(
+    settings: Settings, database_url: URL
+) -> None:
+    stale, unused, used, data = new_name(), new_name(), new_name(), bytes_of(20)
 
     async def write(bench: Bench) -> None:
         with pytest.raises(BrokenError):
             await bench.uploads.write(pieces(stale, bytes_of(16, seed=5), 0, [16], broken=True), ACTOR)
-        await bench.uploads.write(pieces(complete, data, 0, [], broken=False), ACTOR)
+        await bench.uploads.write(pieces(unused, bytes_of(8, seed=6), 0, [], broken=False), ACTOR)
+        await bench.uploads.write(pieces(used, data, 0, [], broken=False), ACTOR)
+        await publish(bench, used)
 
     async def clean_up(bench: Bench) -> None:
         await bench.uploads.clean_up()
         assert await bench.store.find(stale) is None
-        assert await bench.content(complete) == data
+        assert await bench.store.find(unused) is None
+        assert await bench.content(used) == data
 
     on_bench(settings, write)
-    assert len(files(settings)) == 5
+    assert len(files(settings)) == 6
     ages(settings, database_url, OLD, OLD)
     on_bench(settings, clean_up)
     assert len(files(settings)) == 3
     assert asyncio.run(rows(database_url, "SELECT count(*) FROM artifact.chunk")) == [(3,)]
+
+
+def test_an_old_upload_that_becomes_a_version_is_not_forgotten_meanwhile(settings: Settings, database_url: URL) -> None:
+    name, data = new_name(), bytes_of(8)
+
+    async def write(bench: Bench) -> None:
+        await bench.uploads.write(pieces(name, data, 0, [], broken=False), ACTOR)
+
+    async def race(bench: Bench) -> None:
+        new = NewVersion(name, "", ACTOR.subject)
+        async with bench.units_of_work(ACTOR) as unit:
+            await Registry().create_version(RegistryRepository(unit), new, Signature((), ()))
+            forgetting = asyncio.create_task(bench.uploads.clean_up())
+            await until_blocked(database_url)
+            await unit.commit()
+        await forgetting
+        assert await bench.content(name) == data
+
+    on_bench(settings, write)
+    ages(settings, database_url, OLD, timedelta())
+    on_bench(settings, race)
 
 
 def test_what_is_not_old_stays(settings: Settings, database_url: URL) -> None:

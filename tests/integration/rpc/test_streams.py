@@ -22,6 +22,11 @@ class FakeCall:
 
     def __init__(self, path: str) -> None:
         self.method = Method(path, "s", "m", AccessRule(public=True), streams=True)
+        self.ended: list[str] = []
+
+    def end(self, error: InferplaneError) -> None:
+        """Note why the call is to be ended from outside."""
+        self.ended.append(reason_name(error.reason))
 
 
 async def paced(messages: AsyncIterator[bytes], path: str = "/s/m", rate: float = 0) -> list[bytes]:
@@ -57,6 +62,37 @@ async def test_time_that_the_server_takes_is_not_held_against_the_client() -> No
     call: Any = FakeCall(path)
     async for _ in DeadlinePolicy(1, IDLE, 1000).pace(call, drip(0, 10, 5)):
         await asyncio.sleep(2 * IDLE)
+
+
+async def taken(call: Any, pause: float, rate: float, count: int = 20) -> int:
+    """How many answers a client takes, each after `pause` seconds."""
+    number = 0
+    async for _ in DeadlinePolicy(1, IDLE, rate).pace_answers(call, drip(0, 10, count), len):
+        number += 1
+        await asyncio.sleep(pause)
+    return number
+
+
+async def test_answers_that_are_taken_pass() -> None:
+    assert await taken(FakeCall("/s/m"), 0, 0) == 20
+
+
+async def test_a_call_whose_client_takes_nothing_is_ended() -> None:
+    call = FakeCall("/s/m")
+    await taken(call, 3 * IDLE, 0, count=1)
+    assert call.ended == ["STREAM_STALLED"]
+
+
+async def test_a_client_that_takes_too_little_is_ended() -> None:
+    with pytest.raises(InferplaneError) as ended:
+        await taken(FakeCall("/s/m"), IDLE / 2, 1000)
+    assert reason_name(ended.value.reason) == "STREAM_STALLED"
+
+
+async def test_time_in_which_the_server_makes_an_answer_is_not_held_against_its_reader() -> None:
+    call: Any = FakeCall("/s/m")
+    answers = DeadlinePolicy(1, IDLE, 1000).pace_answers(call, drip(2 * IDLE, 10, 5), len)
+    assert len([answer async for answer in answers]) == 5
 
 
 def test_the_metrics_registry_is_not_global() -> None:

@@ -1,21 +1,23 @@
-"""One contract for all chunk stores, and what is particular to each."""
+"""What is particular to each chunk store; what they have in common stands in tests/contract/."""
 
+import asyncio
+import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import obstore
 import pytest
 from obstore.exceptions import GenericError, NotSupportedError
-from obstore.store import LocalStore, MemoryStore
+from obstore.store import MemoryStore
 
 from inferplane.common.v1.errors_pb2 import ErrorReason
 from inferplane.server.artifact import local_chunk_store
-from inferplane.server.artifact.chunk_store import ChunkStore, chunk_digest
+from inferplane.server.artifact.chunk_store import chunk_digest
 from inferplane.server.artifact.local_chunk_store import LocalChunkStore
 from inferplane.server.artifact.object_chunk_store import ObjectChunkStore
 from inferplane.server.errors import InferplaneError
@@ -24,81 +26,8 @@ DATA = b"some bytes of a model"
 DIGEST = chunk_digest(DATA)
 
 
-class Damage:
-    """Puts other bytes in a chunk's place, past the store."""
-
-    def __init__(self, folder: Path, memory: MemoryStore | None = None) -> None:
-        self.folder = folder
-        self.memory = memory
-
-    def write(self, digest: str, data: bytes) -> None:
-        if self.memory is not None:
-            self.memory.put(f"sha256/{digest}", data)
-        else:
-            next(self.folder.rglob(digest)).write_bytes(data)
-
-
-@pytest.fixture(params=["local", "memory", "object in a folder"])
-async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[tuple[ChunkStore, Damage]]:
-    if request.param == "local":
-        yield await LocalChunkStore.open(tmp_path / "blobs"), Damage(tmp_path)
-    elif request.param == "memory":
-        memory = MemoryStore()
-        yield ObjectChunkStore(memory), Damage(tmp_path, memory)
-    else:
-        yield ObjectChunkStore(LocalStore(str(tmp_path / "bucket"), mkdir=True)), Damage(tmp_path)
-
-
 def files(folder: Path) -> list[str]:
     return [path.name for path in folder.rglob("*") if path.is_file()]
-
-
-async def reason_of_read(store: ChunkStore) -> ErrorReason.ValueType:
-    with pytest.raises(InferplaneError) as caught:
-        await store.read(DIGEST)
-    assert caught.value.metadata["chunk"] == DIGEST
-    return caught.value.reason
-
-
-@pytest.mark.parametrize("data", [b"", b"x", bytes(16 << 20)])
-async def test_what_is_put_is_read(store: tuple[ChunkStore, Damage], data: bytes) -> None:
-    chunks, _ = store
-    await chunks.put(chunk_digest(data), bytearray(data))
-    assert await chunks.read(chunk_digest(data)) == data
-
-
-async def test_putting_again_changes_nothing(store: tuple[ChunkStore, Damage]) -> None:
-    chunks, _ = store
-    for _ in range(2):
-        await chunks.put(DIGEST, DATA)
-    assert await chunks.read(DIGEST) == DATA
-
-
-async def test_a_chunk_exists_from_put_to_delete(store: tuple[ChunkStore, Damage]) -> None:
-    chunks, _ = store
-    assert not await chunks.exists(DIGEST)
-    await chunks.put(DIGEST, DATA)
-    assert await chunks.exists(DIGEST)
-    await chunks.delete(DIGEST)
-    assert not await chunks.exists(DIGEST)
-    await chunks.delete(DIGEST)
-
-
-async def test_a_chunk_that_is_lost_is_corrupt(store: tuple[ChunkStore, Damage]) -> None:
-    chunks, _ = store
-    assert await reason_of_read(chunks) == ErrorReason.ERROR_REASON_BLOB_CORRUPT
-
-
-@pytest.mark.parametrize("damaged", [DATA[:-1], DATA + b"!", b"x" + DATA[1:], b""])
-async def test_changed_bytes_are_never_given_out_and_putting_mends_them(
-    store: tuple[ChunkStore, Damage], damaged: bytes
-) -> None:
-    chunks, damage = store
-    await chunks.put(DIGEST, DATA)
-    damage.write(DIGEST, damaged)
-    assert await reason_of_read(chunks) == ErrorReason.ERROR_REASON_BLOB_CORRUPT
-    await chunks.put(DIGEST, DATA)
-    assert await chunks.read(DIGEST) == DATA
 
 
 async def test_local_files_are_private_and_sharded(tmp_path: Path) -> None:
@@ -226,3 +155,52 @@ async def test_an_object_store_that_does_not_answer_is_an_outage(monkeypatch: py
 @pytest.mark.parametrize("url", ["memory:///", "s3://bucket/prefix"])
 def test_a_store_is_opened_by_its_url(url: str) -> None:
     ObjectChunkStore.from_url(url)
+
+
+@pytest.mark.parametrize(
+    ("number", "said"), [(errno.ENOSPC, "is full"), (errno.EROFS, "is read-only"), (errno.EACCES, "may not be used")]
+)
+async def test_an_error_of_the_folder_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, said: str
+) -> None:
+    chunks = await LocalChunkStore.open(tmp_path)
+
+    def fail(*_: object) -> None:
+        raise OSError(number, "a private text")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    for call in (chunks.put(DIGEST, DATA), chunks.check(writes=True)):
+        with pytest.raises(InferplaneError) as caught:
+            await call
+        assert caught.value.metadata["dependency"] == "chunk store"
+        assert said in caught.value.metadata["detail"]
+    await chunks.check(writes=False)
+
+
+async def test_a_folder_with_little_room_takes_no_writes_and_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chunks = await LocalChunkStore.open(tmp_path)
+    monkeypatch.setattr(local_chunk_store, "LEAST_ROOM", 1 << 62)
+    await chunks.check(writes=False)
+    with pytest.raises(InferplaneError) as caught:
+        await chunks.check(writes=True)
+    assert "is full" in caught.value.metadata["detail"]
+
+
+async def test_a_folder_that_is_gone_is_an_outage(tmp_path: Path) -> None:
+    folder = tmp_path / "blobs"
+    chunks = await LocalChunkStore.open(folder)
+    shutil.rmtree(folder)
+    for call in (chunks.put(DIGEST, DATA), chunks.check(writes=False)):
+        with pytest.raises(InferplaneError) as caught:
+            await call
+        assert caught.value.reason == ErrorReason.ERROR_REASON_DEPENDENCY_UNAVAILABLE
+
+
+def test_looking_leaves_nothing_behind(tmp_path: Path) -> None:
+    async def look() -> None:
+        await (await LocalChunkStore.open(tmp_path)).check(writes=True)
+
+    asyncio.run(look())
+    assert not files(tmp_path)

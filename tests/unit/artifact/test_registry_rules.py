@@ -70,14 +70,14 @@ class Models:
 @pytest.mark.parametrize("scanned", [1, 2, 5, 100])
 async def test_the_last_page_has_no_successor(monkeypatch: pytest.MonkeyPatch, scanned: int) -> None:
     monkeypatch.setattr(registry, "_SCANNED", scanned)
-    found, after = await visible_models(Models(10), None, 5, lambda name: int(name[1:]) % 2 == 0)
+    found, after = await visible_models(Models(10).models, None, 5, lambda name: int(name[1:]) % 2 == 0)
     assert ([model.name for model in found], after) == (["m000", "m002", "m004", "m006", "m008"], None)
 
 
 async def test_long_descriptions_make_shorter_pages_but_never_empty_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_PAGE_BYTES", 25)
-    found, after = await visible_models(Models(5, "ä" * 5), None, 4, lambda _: True)
+    found, after = await visible_models(Models(5, "ä" * 5).models, None, 4, lambda _: True)
     assert ([model.name for model in found], after) == (["m000", "m001"], "m001")
     monkeypatch.setattr(registry, "_PAGE_BYTES", 1)
-    found, after = await visible_models(Models(5, "ä" * 5), "m003", 4, lambda _: True)
+    found, after = await visible_models(Models(5, "ä" * 5).models, "m003", 4, lambda _: True)
     assert ([model.name for model in found], after) == (["m004"], None)

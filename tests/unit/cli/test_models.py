@@ -37,6 +37,16 @@ async def test_push_of_a_file_that_is_not_there_is_invalid_input(logged_in: Cli,
     assert "No such file" in result.err
 
 
+async def test_a_model_without_versions_is_deleted_and_one_with_versions_is_not(
+    mesh: FakeMesh, logged_in: Cli, model_file: Path
+) -> None:
+    await logged_in("model", "push", "digits", model_file)
+    assert (await logged_in("model", "delete", "digits")).code != 0
+    mesh.artifact.versions.clear()
+    deleted = await logged_in("model", "delete", "digits")
+    assert (deleted.code, deleted.out) == (0, "Deleted digits.\n")
+
+
 async def test_download_writes_the_file(mesh: FakeMesh, logged_in: Cli, tmp_path: Path) -> None:
     mesh.artifact.add_version("models/digits/versions/1", b"some model")
     result = await logged_in("model", "download", "digits:1", tmp_path / "copy", "--json")

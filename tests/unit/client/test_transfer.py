@@ -7,6 +7,7 @@ import grpc
 import pytest
 
 from inferplane.client import DigestMismatch, Inferplane, errors
+from tests.support.fake_services import Fault
 from tests.support.fake_serving import FakeMesh
 
 _MIB = 1024 * 1024
@@ -58,6 +59,45 @@ async def test_a_push_gives_up_without_progress(mesh: FakeMesh, plane: Inferplan
     with pytest.raises(errors.Unavailable):
         await plane.artifact.push("digits", model_file)
     assert len(mesh.artifact.breaks) == 96
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault(grpc.StatusCode.UNAVAILABLE, "STREAM_EXPIRED"),
+        Fault(grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED", retry_after=0.01),
+        Fault(grpc.StatusCode.UNAUTHENTICATED, "TOKEN_EXPIRED"),
+        Fault(grpc.StatusCode.DEADLINE_EXCEEDED, "STREAM_STALLED"),
+    ],
+)
+@pytest.mark.parametrize("position", [0, _MIB, 3 * _MIB])
+async def test_a_push_that_is_ended_for_the_moment_goes_on_where_it_stood(
+    mesh: FakeMesh, plane: Inferplane, model_file: Path, fault: Fault, position: int
+) -> None:
+    mesh.artifact.breaks = [position]
+    mesh.artifact.break_fault = fault
+    version = await plane.artifact.push("digits", model_file)
+    assert mesh.artifact.blobs[version.name] == _BYTES
+
+
+async def test_a_refused_file_leaves_no_model_that_was_made_for_it(
+    mesh: FakeMesh, plane: Inferplane, model_file: Path
+) -> None:
+    mesh.fault("CreateModelVersion", grpc.StatusCode.INVALID_ARGUMENT, "MODEL_FORMAT_INVALID", times=2)
+    with pytest.raises(errors.InvalidArgument):
+        await plane.artifact.push("digits", model_file)
+    assert not mesh.artifact.models
+    await plane.artifact.create_model("digits")
+    with pytest.raises(errors.InvalidArgument):
+        await plane.artifact.push("digits", model_file)
+    assert list(mesh.artifact.models) == ["models/digits"]
+
+
+async def test_a_push_that_only_broke_off_keeps_its_model(mesh: FakeMesh, plane: Inferplane, model_file: Path) -> None:
+    mesh.artifact.breaks = [0] * 100
+    with pytest.raises(errors.Unavailable):
+        await plane.artifact.push("digits", model_file)
+    assert mesh.artifact.models
 
 
 async def test_a_token_that_expires_between_two_streams_is_renewed(

@@ -51,6 +51,11 @@ class ModelRegistryServiceStub:
                 request_serializer=inferplane_dot_artifact_dot_v1_dot_model__registry__service__pb2.ListModelsRequest.SerializeToString,
                 response_deserializer=inferplane_dot_artifact_dot_v1_dot_model__registry__service__pb2.ListModelsResponse.FromString,
                 _registered_method=True)
+        self.DeleteModel = channel.unary_unary(
+                '/inferplane.artifact.v1.ModelRegistryService/DeleteModel',
+                request_serializer=inferplane_dot_artifact_dot_v1_dot_model__registry__service__pb2.DeleteModelRequest.SerializeToString,
+                response_deserializer=inferplane_dot_artifact_dot_v1_dot_model__registry__service__pb2.DeleteModelResponse.FromString,
+                _registered_method=True)
         self.CreateModelVersion = channel.unary_unary(
                 '/inferplane.artifact.v1.ModelRegistryService/CreateModelVersion',
                 request_serializer=inferplane_dot_artifact_dot_v1_dot_model__registry__service__pb2.CreateModelVersionRequest.SerializeToString,
@@ -98,6 +103,14 @@ class ModelRegistryServiceServicer:
 
     def ListModels(self, request, context):
         """Lists the models that the caller may see, by name.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteModel(self, request, context):
+        """Deletes a model that has no versions, and the caller's own complete uploads with it. Fails with
+        MODEL_NOT_FOUND, and with MODEL_NOT_EMPTY where it has versions or, without `force`, other uploads.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -157,6 +170,11 @@ def add_ModelRegistryServiceServicer_to_server(servicer, server):
                     servicer.ListModels,
                     request_deserializer=inferplane_dot_artifact_dot_v1_dot_model__registry__service__pb2.ListModelsRequest.FromString,
                     response_serializer=inferplane_dot_artifact_dot_v1_dot_model__registry__service__pb2.ListModelsResponse.SerializeToString,
+            ),
+            'DeleteModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteModel,
+                    request_deserializer=inferplane_dot_artifact_dot_v1_dot_model__registry__service__pb2.DeleteModelRequest.FromString,
+                    response_serializer=inferplane_dot_artifact_dot_v1_dot_model__registry__service__pb2.DeleteModelResponse.SerializeToString,
             ),
             'CreateModelVersion': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateModelVersion,
@@ -266,6 +284,33 @@ class ModelRegistryService:
             '/inferplane.artifact.v1.ModelRegistryService/ListModels',
             inferplane_dot_artifact_dot_v1_dot_model__registry__service__pb2.ListModelsRequest.SerializeToString,
             inferplane_dot_artifact_dot_v1_dot_model__registry__service__pb2.ListModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/inferplane.artifact.v1.ModelRegistryService/DeleteModel',
+            inferplane_dot_artifact_dot_v1_dot_model__registry__service__pb2.DeleteModelRequest.SerializeToString,
+            inferplane_dot_artifact_dot_v1_dot_model__registry__service__pb2.DeleteModelResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -23,6 +23,10 @@ class ModelRegistryServiceStub:
     """Fails with MODEL_NOT_FOUND."""
     ListModels: _aio.UnaryUnaryMultiCallable[_model_registry_service_pb2.ListModelsRequest, _model_registry_service_pb2.ListModelsResponse]
     """Lists the models that the caller may see, by name."""
+    DeleteModel: _aio.UnaryUnaryMultiCallable[_model_registry_service_pb2.DeleteModelRequest, _model_registry_service_pb2.DeleteModelResponse]
+    """Deletes a model that has no versions, and the caller's own complete uploads with it. Fails with
+    MODEL_NOT_FOUND, and with MODEL_NOT_EMPTY where it has versions or, without `force`, other uploads.
+    """
     CreateModelVersion: _aio.UnaryUnaryMultiCallable[_model_registry_service_pb2.CreateModelVersionRequest, _model_pb2.ModelVersion]
     """Makes a complete upload the model's next version: the file is identified, checked and its signature
     extracted, in a process of its own. Fails with UPLOAD_INCOMPLETE, MODEL_FORMAT_INVALID,
@@ -63,6 +67,16 @@ class ModelRegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_model_registry_service_pb2.ListModelsRequest, _abc.Awaitable[_model_registry_service_pb2.ListModelsResponse]],
     ) -> _abc.Awaitable[_model_registry_service_pb2.ListModelsResponse]:
         """Lists the models that the caller may see, by name."""
+
+    @_abc_1.abstractmethod
+    def DeleteModel(
+        self,
+        request: _model_registry_service_pb2.DeleteModelRequest,
+        context: _aio.ServicerContext[_model_registry_service_pb2.DeleteModelRequest, _abc.Awaitable[_model_registry_service_pb2.DeleteModelResponse]],
+    ) -> _abc.Awaitable[_model_registry_service_pb2.DeleteModelResponse]:
+        """Deletes a model that has no versions, and the caller's own complete uploads with it. Fails with
+        MODEL_NOT_FOUND, and with MODEL_NOT_EMPTY where it has versions or, without `force`, other uploads.
+        """
 
     @_abc_1.abstractmethod
     def CreateModelVersion(

@@ -121,6 +121,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """Another stream is writing to this upload. ABORTED."""
     ERROR_REASON_ARTIFACT_TOO_LARGE: _ErrorReason.ValueType  # 74
     """The artifact is larger than this installation takes. RESOURCE_EXHAUSTED."""
+    ERROR_REASON_MODEL_NOT_EMPTY: _ErrorReason.ValueType  # 75
+    """The model has versions, which are never deleted, or uploads that are not to be deleted with it.
+    FAILED_PRECONDITION.
+    """
     ERROR_REASON_DEPLOYMENT_NOT_FOUND: _ErrorReason.ValueType  # 80
     """No such deployment, or none that the caller may see. NOT_FOUND."""
     ERROR_REASON_DEPLOYMENT_EXISTS: _ErrorReason.ValueType  # 81
@@ -249,6 +253,10 @@ ERROR_REASON_UPLOAD_BUSY: ErrorReason.ValueType  # 73
 """Another stream is writing to this upload. ABORTED."""
 ERROR_REASON_ARTIFACT_TOO_LARGE: ErrorReason.ValueType  # 74
 """The artifact is larger than this installation takes. RESOURCE_EXHAUSTED."""
+ERROR_REASON_MODEL_NOT_EMPTY: ErrorReason.ValueType  # 75
+"""The model has versions, which are never deleted, or uploads that are not to be deleted with it.
+FAILED_PRECONDITION.
+"""
 ERROR_REASON_DEPLOYMENT_NOT_FOUND: ErrorReason.ValueType  # 80
 """No such deployment, or none that the caller may see. NOT_FOUND."""
 ERROR_REASON_DEPLOYMENT_EXISTS: ErrorReason.ValueType  # 81

@@ -1,15 +1,12 @@
 """Where the bytes of chunks lie: each under its SHA-256, so that a chunk never changes and equal ones are one."""
 
-import asyncio
 import hashlib
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Protocol, TypeAlias
 
 from inferplane.common.v1.errors_pb2 import ErrorReason
 from inferplane.server.errors import InferplaneError
 
-__all__ = ["ChunkBytes", "ChunkStore", "Slots", "chunk_digest", "unavailable", "verified"]
+__all__ = ["ChunkBytes", "ChunkStore", "chunk_digest", "unavailable", "verified"]
 
 ChunkBytes: TypeAlias = bytes | bytearray
 
@@ -32,6 +29,9 @@ class ChunkStore(Protocol):
     async def delete(self, digest: str) -> None:
         """Remove a chunk, if it is there."""
 
+    async def check(self, *, writes: bool) -> None:
+        """Raises DEPENDENCY_UNAVAILABLE unless chunks can be read or, where `writes`, written now."""
+
 
 def chunk_digest(data: ChunkBytes) -> str:
     """The name that a chunk is stored under."""
@@ -45,27 +45,10 @@ def verified(digest: str, data: bytes) -> bytes:
     return data
 
 
-def unavailable(dependency: str) -> InferplaneError:
-    """DEPENDENCY_UNAVAILABLE, to be tried again soon."""
-    return InferplaneError(ErrorReason.ERROR_REASON_DEPENDENCY_UNAVAILABLE, retry_after=1.0, dependency=dependency)
-
-
-class Slots:
-    """Bounds how many streams hold a chunk in memory at once. `wait` is in seconds."""
-
-    def __init__(self, count: int, wait: float = 30.0) -> None:
-        self._semaphore = asyncio.Semaphore(count)
-        self._wait = wait
-
-    @asynccontextmanager
-    async def taken(self) -> AsyncIterator[None]:
-        """Hold a slot; raises DEPENDENCY_UNAVAILABLE if none becomes free in time."""
-        try:
-            async with asyncio.timeout(self._wait):
-                await self._semaphore.acquire()
-        except TimeoutError:
-            raise unavailable("memory for another stream") from None
-        try:
-            yield
-        finally:
-            self._semaphore.release()
+def unavailable(dependency: str, detail: str = "", retry_after: float | None = 1.0) -> InferplaneError:
+    """DEPENDENCY_UNAVAILABLE; `detail` says in public what is wrong, where that is known."""
+    reason = ErrorReason.ERROR_REASON_DEPENDENCY_UNAVAILABLE
+    if not detail:
+        return InferplaneError(reason, retry_after=retry_after, dependency=dependency)
+    said = f"the {dependency} {detail}"
+    return InferplaneError(reason, retry_after=retry_after, dependency=dependency, detail=said)

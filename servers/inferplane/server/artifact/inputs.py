@@ -23,6 +23,7 @@ from inferplane.server.rpc.validation import Input, parse
 __all__ = [
     "AliasToSet",
     "ModelOfList",
+    "ModelToDelete",
     "ModelToGet",
     "NewModel",
     "Range",
@@ -62,6 +63,11 @@ class NewModel(Input):
 
 class ModelToGet(Input):
     name: ModelRef
+
+
+class ModelToDelete(Input):
+    name: ModelRef
+    force: bool
 
 
 class ModelOfList(Input):

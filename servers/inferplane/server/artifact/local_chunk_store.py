@@ -4,8 +4,10 @@ Object-store libraries write local files without fsync, so a power cut could tak
 """
 
 import asyncio
+import errno
 import os
 import secrets
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +25,18 @@ __all__ = ["LocalChunkStore"]
 log = structlog.get_logger()
 
 T = TypeVar("T")
+
+NAME = "chunk store"
+LEAST_ROOM = 64 << 20
+"""Free bytes without which nothing is written."""
+
+_PROBLEMS = {
+    errno.ENOSPC: "is full",
+    errno.EDQUOT: "is full",
+    errno.EROFS: "is read-only",
+    errno.EACCES: "may not be used: look at its permissions",
+    errno.EPERM: "may not be used: look at its permissions",
+}
 
 STALE_SECONDS = 3600.0
 """A temporary file that nobody has written to for so long belongs to a process that is gone."""
@@ -45,7 +59,10 @@ class LocalChunkStore:
 
     async def put(self, digest: str, data: ChunkBytes) -> None:
         """See `ChunkStore.put`. An existing chunk is written again: it may be damaged or not yet durable."""
-        await _off_loop(lambda: _write(self._path(digest), data))
+        try:
+            await _off_loop(lambda: _write(self._path(digest), data))
+        except FileNotFoundError as error:
+            raise unavailable(NAME, "has lost its folder") from error
 
     async def read(self, digest: str) -> bytes:
         """See `ChunkStore.read`."""
@@ -61,6 +78,10 @@ class LocalChunkStore:
     async def delete(self, digest: str) -> None:
         """See `ChunkStore.delete`."""
         await _off_loop(lambda: self._path(digest).unlink(missing_ok=True))
+
+    async def check(self, *, writes: bool) -> None:
+        """See `ChunkStore.check`."""
+        await _off_loop(lambda: _probe(self._folder, writes))
 
     def _path(self, digest: str) -> Path:
         return self._folder / digest[:2] / digest
@@ -79,7 +100,24 @@ async def _off_loop(work: Callable[[], T]) -> T:
         raise
     except OSError as error:
         log.exception("chunk_store_failed", error=type(error).__name__)
-        raise unavailable("chunk store") from error
+        raise unavailable(NAME, _PROBLEMS.get(error.errno or 0, "")) from error
+
+
+def _probe(folder: Path, writes: bool) -> None:
+    """Raises OSError unless the folder can be read or, where `writes`, written and has room for what is on its way."""
+    if not os.access(folder, os.R_OK | os.X_OK):
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+    if not writes:
+        return
+    if shutil.disk_usage(folder).free < LEAST_ROOM:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    probe = folder / f".probe.{secrets.token_hex(8)}"
+    try:
+        with probe.open("xb") as file:
+            file.write(b"probe")
+            os.fsync(file.fileno())
+    finally:
+        probe.unlink(missing_ok=True)
 
 
 def _prepare(folder: Path) -> None:

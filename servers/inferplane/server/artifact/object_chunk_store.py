@@ -1,13 +1,20 @@
 """Chunks in an object store: S3, Google Cloud Storage or Azure, by URL."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import os
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import timedelta
 
 import obstore
 import structlog
-from obstore.exceptions import AlreadyExistsError, GenericError, JoinError, NotSupportedError
+from obstore.exceptions import (
+    AlreadyExistsError,
+    BaseError,
+    NotSupportedError,
+    PermissionDeniedError,
+    UnauthenticatedError,
+)
 from obstore.store import ObjectStore, from_url
 
 from inferplane.common.v1.errors_pb2 import ErrorReason
@@ -20,6 +27,11 @@ log = structlog.get_logger()
 
 REQUEST_TIMEOUT = timedelta(seconds=60)
 RETRY_TIMEOUT = timedelta(seconds=30)
+NAME = "object store"
+
+_NO_BUCKET = ("NoSuchBucket", "ContainerNotFound", "specified bucket does not exist")
+_ENDPOINTS = ("AWS_ENDPOINT", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AZURE_ENDPOINT", "GOOGLE_BASE_URL")
+_PLAIN = ("AWS_ALLOW_HTTP", "AZURE_ALLOW_HTTP", "GOOGLE_ALLOW_HTTP")
 
 
 class ObjectChunkStore:
@@ -30,10 +42,13 @@ class ObjectChunkStore:
 
     @classmethod
     def from_url(cls, url: str) -> "ObjectChunkStore":
-        """The store at `s3://…`, `gs://…` or `az://…`; credentials come from the provider's own environment."""
+        """The store at `s3://…`, `gs://…` or `az://…`; credentials come from the provider's own environment.
+
+        Without TLS it is reached where that names an endpoint `http://…`, or says so (`AWS_ALLOW_HTTP=true`).
+        """
         store = from_url(
             url,
-            client_options={"timeout": REQUEST_TIMEOUT},
+            client_options={"timeout": REQUEST_TIMEOUT, "allow_http": _plain_http(os.environ)},
             retry_config={"max_retries": 5, "retry_timeout": RETRY_TIMEOUT},
         )
         return cls(store)
@@ -51,6 +66,8 @@ class ObjectChunkStore:
             except NotSupportedError:
                 # Not every store knows conditional writes; the bytes are the same whoever writes them.
                 pass
+            except FileNotFoundError as error:
+                raise unavailable(NAME, "has no such bucket", retry_after=None) from error
             await obstore.put_async(self._store, path, data, use_multipart=False)
 
     async def read(self, digest: str) -> bytes:
@@ -80,6 +97,15 @@ class ObjectChunkStore:
             except FileNotFoundError:
                 return
 
+    async def check(self, *, writes: bool) -> None:
+        """See `ChunkStore.check`. A bucket cannot be full, and may keep each version of a probe: reading is enough."""
+        async with _outages_as_unavailable():
+            try:
+                await obstore.get_async(self._store, _path("0" * 64))
+            except FileNotFoundError as error:
+                if any(said in str(error) for said in _NO_BUCKET):
+                    raise unavailable(NAME, "has no such bucket", retry_after=None) from error
+
     async def _is_intact(self, digest: str) -> bool:
         try:
             await self.read(digest)
@@ -94,11 +120,21 @@ def _path(digest: str) -> str:
     return f"sha256/{digest}"
 
 
+def _plain_http(environment: Mapping[str, str]) -> bool:
+    """Whether the environment asks for a connection without TLS. Options that are passed hide what it says itself."""
+    said = {name.upper(): value.strip().lower() for name, value in environment.items()}
+    named = any(said.get(name, "").startswith("http://") for name in _ENDPOINTS)
+    return named or any(said.get(name) in ("true", "1") for name in _PLAIN)
+
+
 @asynccontextmanager
 async def _outages_as_unavailable() -> AsyncIterator[None]:
-    # Wrong credentials and the like are not among them: to try again would not help, and the log must show them.
     try:
         yield
-    except (GenericError, JoinError, TimeoutError) as error:
+    except (UnauthenticatedError, PermissionDeniedError) as error:
         log.exception("object_store_failed", error=type(error).__name__)
-        raise unavailable("object store") from error
+        # To try again would not help.
+        raise unavailable(NAME, "refuses our credentials", retry_after=None) from error
+    except (BaseError, TimeoutError) as error:
+        log.exception("object_store_failed", error=type(error).__name__)
+        raise unavailable(NAME) from error

@@ -1,19 +1,22 @@
 """Models, versions and aliases: the rules, free of transport and storage."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from inferplane.common.v1.errors_pb2 import ErrorReason
 from inferplane.server.artifact.uploads import Upload
 from inferplane.server.errors import InferplaneError, invalid_field
 from inferplane.server.ids import now
 from inferplane.server.names import ALIAS, MODEL, UPLOAD, VERSION, AliasName, UploadName, VersionName
-from inferplane.server.storage.audit import Changed, Detail
+from inferplane.server.storage.audit import Changed
 from inferplane.server.tensors import Signature, TensorSpec
 
-__all__ = ["Alias", "Model", "NewVersion", "Registry", "RegistryStore", "Version", "label_output"]
+if TYPE_CHECKING:
+    from inferplane.server.artifact.repository import RegistryRepository
+
+__all__ = ["Alias", "Model", "NewVersion", "Registry", "Version", "label_output"]
 
 FORMAT = "onnx"
 LABEL_NAMES = ("label", "output_label")
@@ -68,32 +71,14 @@ class NewVersion:
     creator: str
 
 
-class ModelReader(Protocol):
-    """What listing models needs."""
-
-    async def models(self, after: str | None, limit: int) -> Sequence[Model]: ...
-
-
-class RegistryStore(Protocol):
-    """What `Registry` needs of a unit of work."""
-
-    def record(self, action: str, resource: str, **detail: Detail) -> None: ...
-    async def add_model(self, model: Model) -> bool: ...
-    async def lock_model(self, model: str) -> int | None:
-        """Let nobody else add a version; the model's last one, or None if there is no such model."""
-
-    async def upload(self, name: UploadName) -> Upload | None: ...
-    async def is_used(self, name: UploadName) -> bool: ...
-    async def add_version(self, version: Version) -> None: ...
-    async def version_exists(self, name: VersionName) -> bool: ...
-    async def alias_for_update(self, name: AliasName) -> Alias | None: ...
-    async def put_alias(self, alias: Alias) -> None: ...
+ReadModels = Callable[[str | None, int], Awaitable[Sequence[Model]]]
+"""Gives so many models by name after one, or from the first."""
 
 
 class Registry:
     """Creates models and versions, moves aliases."""
 
-    async def create_model(self, store: RegistryStore, name: str, description: str, creator: str) -> Model:
+    async def create_model(self, store: "RegistryRepository", name: str, description: str, creator: str) -> Model:
         """Raises MODEL_EXISTS."""
         model = Model(name, description, now(), creator)
         if not await store.add_model(model):
@@ -101,7 +86,22 @@ class Registry:
         store.record("model.create", MODEL.format(name))
         return model
 
-    async def create_version(self, store: RegistryStore, new: NewVersion, signature: Signature | None) -> Version:
+    async def delete_model(self, store: "RegistryRepository", name: str, owner: str, *, force: bool) -> None:
+        """Remove a model without versions, and the complete uploads of `owner` or, by `force`, all of its uploads.
+
+        Raises MODEL_NOT_FOUND, and MODEL_NOT_EMPTY where there is more.
+        """
+        last = await store.lock_model(name)
+        if last is None:
+            raise InferplaneError(ErrorReason.ERROR_REASON_MODEL_NOT_FOUND, model=name)
+        if last or not await store.delete_uploads(name, None if force else owner):
+            raise InferplaneError(ErrorReason.ERROR_REASON_MODEL_NOT_EMPTY, model=name)
+        await store.delete_model(name)
+        store.record("model.delete", MODEL.format(name))
+
+    async def create_version(
+        self, store: "RegistryRepository", new: NewVersion, signature: Signature | None
+    ) -> Version:
         """Make the upload the model's next version. `signature` is None where the upload could not be inspected.
 
         Raises MODEL_NOT_FOUND, UPLOAD_NOT_FOUND, UPLOAD_INCOMPLETE, UPLOAD_NOT_OPEN for an upload that is a version
@@ -130,7 +130,7 @@ class Registry:
         store.record("version.create", VERSION.format(*version.name), digest=version.digest, size=version.size)
         return version
 
-    async def set_alias(self, store: RegistryStore, name: AliasName, version: VersionName) -> Alias:
+    async def set_alias(self, store: "RegistryRepository", name: AliasName, version: VersionName) -> Alias:
         """Raises MODEL_VERSION_NOT_FOUND, and INVALID_FIELD for a version of another model."""
         if version.model != name.model:
             raise invalid_field("model_version", "must be a version of the same model")
@@ -143,8 +143,8 @@ class Registry:
         store.record("alias.set", ALIAS.format(*name), version=moved)
         return alias
 
-    async def _finished(self, store: RegistryStore, name: UploadName) -> Upload:
-        upload = await store.upload(name)
+    async def _finished(self, store: "RegistryRepository", name: UploadName) -> Upload:
+        upload = await store.upload_to_use(name)
         if upload is None:
             raise InferplaneError(ErrorReason.ERROR_REASON_UPLOAD_NOT_FOUND, upload=UPLOAD.format(*name))
         if not upload.complete:
@@ -159,14 +159,14 @@ def _incomplete(name: UploadName) -> InferplaneError:
 
 
 async def visible_models(
-    reader: ModelReader, after: str | None, size: int, may_see: Callable[[str], bool]
+    read: ReadModels, after: str | None, size: int, may_see: Callable[[str], bool]
 ) -> tuple[list[Model], str | None]:
     """Up to `size` models by name after `after`, of those that `may_see`, and the name to go on after if there are
     more. Fewer than `size` are not the end where their descriptions are long."""
     found: list[Model] = []
     room = _PAGE_BYTES
     cursor = after
-    while batch := await reader.models(cursor, _SCANNED):
+    while batch := await read(cursor, _SCANNED):
         for model in batch:
             if not may_see(model.name):
                 continue

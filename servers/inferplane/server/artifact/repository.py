@@ -9,12 +9,13 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from inferplane.common.v1.errors_pb2 import ErrorReason
-from inferplane.server.artifact.blobs import Chunk
+from inferplane.server.artifact.blobs import Blob
 from inferplane.server.artifact.registry import Alias, Model, Version
-from inferplane.server.artifact.tables import model, model_alias, model_version
+from inferplane.server.artifact.tables import model, model_alias, model_version, upload
 from inferplane.server.artifact.upload_repository import UploadReader
 from inferplane.server.artifact.uploads import Upload
 from inferplane.server.errors import InferplaneError
+from inferplane.server.ids import now
 from inferplane.server.names import ALIAS, VERSION, AliasName, UploadName, VersionName
 from inferplane.server.storage.database import Database
 from inferplane.server.storage.pages import Page
@@ -112,10 +113,10 @@ class RegistryReader:
         aliases = [_alias(row) for row in rows[: page.size]]
         return aliases, aliases[-1].name.alias if len(rows) > page.size else None
 
-    async def manifest(self, name: VersionName) -> list[Chunk]:
-        """The chunks of a version; raises MODEL_NOT_FOUND or MODEL_VERSION_NOT_FOUND."""
+    async def blob(self, name: VersionName) -> Blob:
+        """The bytes of a version; raises MODEL_NOT_FOUND or MODEL_VERSION_NOT_FOUND."""
         version = await self.version(name)
-        return await UploadReader(self._connection).manifest(version.upload)
+        return Blob(await UploadReader(self._connection).manifest(version.upload), version.size, version.digest)
 
     async def is_used(self, name: UploadName) -> bool:
         """Whether the upload is a version."""
@@ -149,8 +150,21 @@ class RegistryRepository(RegistryReader):
         query = sa.select(model.c.last_version).where(model.c.name == name).with_for_update()
         return await self._connection.scalar(query)
 
-    async def upload(self, name: UploadName) -> Upload | None:
-        """An upload, or None."""
+    async def delete_uploads(self, name: str, owner: str | None) -> bool:
+        """Delete the model's complete uploads of `owner`, or all for None; whether none is left."""
+        mine = upload.c.model == name
+        chosen = mine if owner is None else sa.and_(mine, upload.c.complete, upload.c.creator == owner)
+        await self._connection.execute(sa.delete(upload).where(chosen))
+        return not await self._connection.scalar(sa.select(sa.exists().where(mine)))
+
+    async def delete_model(self, name: str) -> None:
+        """Delete a model that has nothing more."""
+        await self._connection.execute(sa.delete(model).where(model.c.name == name))
+
+    async def upload_to_use(self, name: UploadName) -> Upload | None:
+        """An upload, or None. It counts as active now, so that it is not forgotten at this moment for its age."""
+        mine = sa.and_(upload.c.model == name.model, upload.c.id == UUID(name.upload))
+        await self._connection.execute(sa.update(upload).where(mine).values(active_at=now()))
         return await UploadReader(self._connection).find(name)
 
     async def add_version(self, version: Version) -> None:
@@ -197,14 +211,14 @@ class Candidates:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def candidate(self, name: UploadName) -> list[Chunk] | None:
-        """See `CandidateStore.candidate`."""
+    async def candidate(self, name: UploadName) -> Blob | None:
+        """The bytes of an upload that is complete and no version yet; None for any other."""
         async with self._database.transaction() as connection:
             uploads = UploadReader(connection)
-            upload = await uploads.find(name)
-            if upload is None or not upload.complete or await RegistryReader(connection).is_used(name):
+            found = await uploads.find(name)
+            if found is None or not found.complete or await RegistryReader(connection).is_used(name):
                 return None
-            return await uploads.manifest(name)
+            return Blob(await uploads.manifest(name), found.committed_size, found.digest)
 
 
 def _is_version(name: VersionName) -> sa.ColumnElement[bool]:

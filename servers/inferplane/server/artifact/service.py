@@ -14,6 +14,7 @@ from inferplane.server.artifact.convert import alias_message, model_message, upl
 from inferplane.server.artifact.inputs import (
     AliasToSet,
     ModelOfList,
+    ModelToDelete,
     ModelToGet,
     NewModel,
     Range,
@@ -26,9 +27,11 @@ from inferplane.server.artifact.inspection import Inspection
 from inferplane.server.artifact.registry import NewVersion, Registry, visible_models
 from inferplane.server.artifact.repository import RegistryReader, RegistryRepository
 from inferplane.server.artifact.uploads import Uploads
-from inferplane.server.errors import invalid_field
+from inferplane.server.errors import InferplaneError, invalid_field
+from inferplane.server.fairness import FairGate
 from inferplane.server.names import VersionName
-from inferplane.server.rpc.call import current_call
+from inferplane.server.rpc.call import Call, current_call
+from inferplane.server.rpc.interceptors.deadlines import DeadlinePolicy
 from inferplane.server.rpc.mutations import Mutations
 from inferplane.server.rpc.validation import parse
 from inferplane.server.storage.database import Database
@@ -36,14 +39,21 @@ from inferplane.server.storage.pages import PageTokens
 
 __all__ = ["ArtifactService", "ModelRegistryService"]
 
+DOWNLOADS = 1024
+DOWNLOADS_EACH = 64
+"""Downloads open at once, in all and of one caller. One whose client has stopped reading gives up its memory when it is
+ended, but its stream closes only when the client takes note."""
+
 
 class ArtifactService(artifact_service_pb2_grpc.ArtifactServiceServicer):
     """The bytes of models."""
 
-    def __init__(self, uploads: Uploads, blobs: BlobReader, database: Database) -> None:
+    def __init__(self, uploads: Uploads, blobs: BlobReader, database: Database, deadlines: DeadlinePolicy) -> None:
         self._uploads = uploads
         self._blobs = blobs
         self._database = database
+        self._deadlines = deadlines
+        self._downloads = FairGate(capacity=DOWNLOADS, each=DOWNLOADS_EACH, waiting=0, waiting_each=0)
 
     async def WriteArtifact(
         self, request_iterator: AsyncIterator[artifact_pb.WriteArtifactRequest], context: Any
@@ -59,11 +69,28 @@ class ArtifactService(artifact_service_pb2_grpc.ArtifactServiceServicer):
         self, request: artifact_pb.ReadArtifactRequest, context: Any
     ) -> AsyncIterator[artifact_pb.ReadArtifactResponse]:
         wanted = parse(Range, request)
+        call = current_call()
+        self._count_download(call)
         async with self._database.transaction() as connection:
-            manifest = await RegistryReader(connection).manifest(wanted.model_version)
-        async with aclosing(self._blobs.read(manifest, wanted.offset, wanted.limit)) as pieces:
-            async for offset, data in pieces:
+            blob = await RegistryReader(connection).blob(wanted.model_version)
+        pieces = self._blobs.read(blob, wanted.offset, wanted.limit, call.principal)
+        async with aclosing(pieces), aclosing(self._deadlines.pace_answers(call, pieces, _size)) as paced:
+            async for offset, data in paced:
                 yield artifact_pb.ReadArtifactResponse(offset=offset, data=data)
+
+    def _count_download(self, call: Call) -> None:
+        """Count the call among its caller's downloads until gRPC is through with it."""
+        caller = call.principal
+        if caller.workload is not None:
+            return
+        if not self._downloads.try_enter(caller.subject, 1):
+            raise InferplaneError.overloaded("too many downloads of this caller, or of all, are open")
+        context: Any = call.context  # its annotations ask for another kind of callback than it calls
+        context.add_done_callback(lambda _: self._downloads.leave(caller.subject, 1))
+
+
+def _size(piece: tuple[int, bytes]) -> int:
+    return len(piece[1])
 
 
 class ModelRegistryService(model_registry_service_pb2_grpc.ModelRegistryServiceServicer):
@@ -109,10 +136,22 @@ class ModelRegistryService(model_registry_service_pb2_grpc.ModelRegistryServiceS
             return policy.allows(subject, Permission.PERMISSION_MODELS_READ, name)
 
         async with self._database.transaction() as connection:
-            models, after = await visible_models(RegistryReader(connection), page.after, page.size, may_see)
+            models, after = await visible_models(RegistryReader(connection).models, page.after, page.size, may_see)
         return registry_pb.ListModelsResponse(
             models=map(model_message, models), next_page_token=self._pages.next_token(scope, after)
         )
+
+    async def DeleteModel(
+        self, request: registry_pb.DeleteModelRequest, context: Any
+    ) -> registry_pb.DeleteModelResponse:
+        given = parse(ModelToDelete, request)
+        owner = current_call().principal.subject
+
+        async def delete(unit: Any) -> registry_pb.DeleteModelResponse:
+            await self._registry.delete_model(RegistryRepository(unit), given.name, owner, force=given.force)
+            return registry_pb.DeleteModelResponse()
+
+        return await self._mutations.run(request, registry_pb.DeleteModelResponse, delete)
 
     async def CreateModelVersion(
         self, request: registry_pb.CreateModelVersionRequest, context: Any
@@ -121,7 +160,7 @@ class ModelRegistryService(model_registry_service_pb2_grpc.ModelRegistryServiceS
         if given.upload.model != given.parent:
             raise invalid_field("upload", "must be of the same model")
         new = NewVersion(given.upload, given.label_output, current_call().principal.subject)
-        signature = await self._inspection.signature(new.upload)
+        signature = await self._inspection.signature(new.upload, new.creator)
 
         async def create(unit: Any) -> model_pb2.ModelVersion:
             return version_message(await self._registry.create_version(RegistryRepository(unit), new, signature))

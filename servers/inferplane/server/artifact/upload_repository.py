@@ -63,26 +63,32 @@ class UploadReader:
 
 
 class UploadRepository:
-    """See `UploadStore`. No connection is held between the methods: a stream lasts as long as its client likes."""
+    """Each method is a transaction of its own: a stream lasts as long as its client likes, and holds no connection.
+
+    Where `upload` is a parameter, it says how the caller saw it last; if it is no longer so, nothing is done and the
+    answer is False.
+    """
 
     def __init__(self, database: Database, units_of_work: UnitOfWorkFactory) -> None:
         self._database = database
         self._units_of_work = units_of_work
 
     async def find(self, name: UploadName) -> Upload | None:
-        """See `UploadStore.find`."""
+        """The upload, or None."""
         async with self._database.transaction() as connection:
             return await UploadReader(connection).find(name)
 
     async def manifest(self, name: UploadName) -> list[Chunk]:
-        """See `UploadStore.manifest`."""
+        """The upload's chunks in order."""
         async with self._database.transaction() as connection:
             return await UploadReader(connection).manifest(name)
 
     async def begin(self, name: UploadName, created_at: datetime, actor: Actor) -> Upload:
-        """See `UploadStore.begin`."""
+        """The new upload, or the one that is there already; raises MODEL_NOT_FOUND."""
         async with self._units_of_work(actor) as unit:
             models = sa.select(sa.true()).where(tables.model.c.name == name.model)
+            # So that a model that is being deleted is seen as gone, rather than to be missed by the new row.
+            models = models.with_for_update(read=True, key_share=True)
             if not await unit.connection.scalar(models):
                 raise InferplaneError(ErrorReason.ERROR_REASON_MODEL_NOT_FOUND, model=name.model)
             values = {
@@ -106,7 +112,7 @@ class UploadRepository:
         return present
 
     async def announce(self, digest: str) -> None:
-        """See `UploadStore.announce`."""
+        """Keep the collector from a chunk that is about to be written."""
         statement = postgresql.insert(_chunk).values(digest=digest, written_at=now())
         statement = statement.on_conflict_do_update(
             index_elements=["digest"], set_={"written_at": statement.excluded.written_at}
@@ -116,7 +122,7 @@ class UploadRepository:
             await connection.commit()
 
     async def add_chunk(self, upload: Upload, chunk: Chunk) -> bool:
-        """See `UploadStore.add_chunk`."""
+        """Add a chunk at the end."""
         # Not a unit of work: the audit tells of an upload's beginning and end, not of each of its chunks.
         async with self._database.transaction() as connection:
             values = {"committed_size": upload.committed_size + chunk.size, "active_at": now()}
@@ -128,7 +134,7 @@ class UploadRepository:
         return True
 
     async def complete(self, upload: Upload, complete: Upload, last: Chunk | None, actor: Actor) -> bool:
-        """See `UploadStore.complete`."""
+        """Say that all bytes are there, of which `last` are the last."""
         async with self._units_of_work(actor) as unit:
             values = {
                 "committed_size": complete.committed_size,
@@ -151,7 +157,7 @@ class UploadRepository:
         return True
 
     async def discard(self, upload: Upload, actor: Actor) -> bool:
-        """See `UploadStore.discard`."""
+        """Forget an upload that is not complete."""
         async with self._units_of_work(actor) as unit:
             deleted = await unit.connection.execute(sa.delete(_upload).where(_unchanged(upload)))
             if not deleted.rowcount:
@@ -161,20 +167,22 @@ class UploadRepository:
         return True
 
     async def forget_stale(self, active_before: datetime) -> None:
-        """See `UploadStore.forget_stale`."""
+        """Forget the uploads that nothing has happened to since `active_before`, and that are no version."""
         async with self._database.transaction() as connection:
-            stale = sa.and_(~_upload.c.complete, _upload.c.active_at < active_before)
+            versions = tables.model_version.c
+            is_version = sa.exists().where(versions.model == _upload.c.model, versions.upload_id == _upload.c.id)
+            stale = sa.and_(_upload.c.active_at < active_before, ~is_version)
             await connection.execute(sa.delete(_upload).where(stale))
             await connection.commit()
 
     async def unused(self, written_before: datetime) -> list[str]:
-        """See `UploadStore.unused`."""
+        """Digests of chunks that were written before then and are of no upload; some of them, if there are many."""
         query = sa.select(_chunk.c.digest).where(_unused(written_before)).limit(MAX_COLLECTED)
         async with self._database.transaction() as connection:
             return list(await connection.scalars(query))
 
     async def collect(self, digest: str, written_before: datetime, chunks: ChunkStore) -> None:
-        """See `UploadStore.collect`.
+        """Remove a chunk from `chunks`, unless it has come into use or is being written.
 
         The row stays locked until the chunk is gone. Who is about to write the same chunk announces it first and
         waits there for this lock, so that a chunk is not removed after it was written anew. An upload that took

@@ -4,23 +4,29 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from inferplane.common.v1.errors_pb2 import ErrorReason
 from inferplane.server.artifact.blobs import Chunk, total_size, whole_digest
-from inferplane.server.artifact.chunk_store import ChunkStore, Slots, chunk_digest
+from inferplane.server.artifact.chunk_store import ChunkStore, chunk_digest
+from inferplane.server.artifact.slots import Slots
 from inferplane.server.errors import InferplaneError, invalid_field
 from inferplane.server.ids import now
 from inferplane.server.names import UPLOAD, UploadName
 from inferplane.server.storage.audit import Actor
 
-__all__ = ["CHUNK_SIZE", "Finish", "Piece", "Upload", "UploadStore", "Uploads"]
+if TYPE_CHECKING:
+    from inferplane.server.artifact.upload_repository import UploadRepository
+
+__all__ = ["CHUNK_SIZE", "Finish", "Piece", "Upload", "Uploads"]
 
 CHUNK_SIZE = 16 << 20
 WRITERS = 16
 """Streams that may fill a chunk of 16 MiB at once: a quarter of a gigabyte a process."""
+WRITERS_EACH = 4
 
 STALE_AFTER = timedelta(days=7)
+"""For uploads that nobody goes on with, and for complete ones of which nobody makes a version."""
 UNUSED_AFTER = timedelta(days=1)
 """Far longer than a chunk stays between its writing and its place in an upload."""
 
@@ -55,48 +61,22 @@ class Upload:
     created_at: datetime
 
 
-class UploadStore(Protocol):
-    """The tables of uploads. Each method is a transaction of its own.
-
-    Where `upload` is a parameter, it says how the caller saw it last; if it is no longer so, nothing is done and
-    the answer is False.
-    """
-
-    async def find(self, name: UploadName) -> Upload | None: ...
-    async def begin(self, name: UploadName, created_at: datetime, actor: Actor) -> Upload:
-        """The new upload, or the one that is there already; raises MODEL_NOT_FOUND."""
-
-    async def manifest(self, name: UploadName) -> list[Chunk]: ...
-    async def announce(self, digest: str) -> None:
-        """Keep the collector from a chunk that is about to be written."""
-
-    async def add_chunk(self, upload: Upload, chunk: Chunk) -> bool: ...
-    async def complete(self, upload: Upload, complete: Upload, last: Chunk | None, actor: Actor) -> bool: ...
-    async def discard(self, upload: Upload, actor: Actor) -> bool: ...
-    async def forget_stale(self, active_before: datetime) -> None: ...
-    async def unused(self, written_before: datetime) -> list[str]:
-        """Digests of chunks that were written before then and are of no upload; some of them, if there are many."""
-
-    async def collect(self, digest: str, written_before: datetime, chunks: ChunkStore) -> None:
-        """Remove a chunk from `chunks`, unless it has come into use or is being written."""
-
-
 class Uploads:
     """Takes writes and completes uploads. Sizes are in bytes."""
 
     def __init__(
         self,
-        store: UploadStore,
+        store: "UploadRepository",
         chunks: ChunkStore,
         max_size: int,
         chunk_size: int = CHUNK_SIZE,
-        writers: int = WRITERS,
+        slots: Slots | None = None,
     ) -> None:
         self._store = store
         self._chunks = chunks
         self._max_size = max_size
         self._chunk_size = chunk_size
-        self._slots = Slots(writers)
+        self._slots = slots or Slots(WRITERS, WRITERS_EACH)
 
     async def status(self, name: UploadName) -> Upload:
         """Raises UPLOAD_NOT_FOUND."""
@@ -112,12 +92,13 @@ class Uploads:
 
         Raises MODEL_NOT_FOUND; WRITE_OFFSET_MISMATCH; UPLOAD_NOT_OPEN; UPLOAD_BUSY where another stream went
         ahead; ARTIFACT_TOO_LARGE; DIGEST_MISMATCH and BLOB_CORRUPT, after which the upload begins anew;
-        DEPENDENCY_UNAVAILABLE.
+        DEPENDENCY_UNAVAILABLE; OVERLOADED while too many others write.
         """
-        first = await anext(pieces, None)
-        if first is None:
-            raise invalid_field("upload", "must be named in the first message")
-        async with self._slots.taken():
+        # Before anything is read: streams that wait hold no message.
+        async with self._slots.taken(actor.subject):
+            first = await anext(pieces, None)
+            if first is None:
+                raise invalid_field("upload", "must be named in the first message")
             upload = await self._open(first, actor)
             writer = _Writer(upload, self._store, self._chunks, self._max_size, self._chunk_size)
             await writer.take(first)
@@ -145,7 +126,9 @@ class _Writer:
     """What one stream writes. At most one chunk is in memory, and each is committed only if the upload is still
     as this stream left it, so that two streams never mix their bytes."""
 
-    def __init__(self, upload: Upload, store: UploadStore, chunks: ChunkStore, max_size: int, chunk_size: int) -> None:
+    def __init__(
+        self, upload: Upload, store: "UploadRepository", chunks: ChunkStore, max_size: int, chunk_size: int
+    ) -> None:
         self._upload = upload
         self._store = store
         self._chunks = chunks

@@ -16,6 +16,7 @@ from sqlalchemy import make_url
 
 from inferplane.server.commands.failures import reported
 from inferplane.server.embedded.installation import embedded_parts
+from inferplane.server.errors import InferplaneError
 from inferplane.server.inference.triton_link import TritonLink, said
 from inferplane.server.keys import MasterKey
 from inferplane.server.settings import Settings
@@ -52,6 +53,7 @@ async def examine(settings: Settings) -> list[Finding]:
         "python": _python,
         "data directory": _data_dir,
         "postgres": _postgres,
+        "object store": _object_store,
         "triton": _triton,
         "keys": _keys,
     }
@@ -85,6 +87,22 @@ async def _postgres(settings: Settings) -> tuple[bool, str]:
     except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         return False, f"{url.render_as_string(hide_password=True)}: {error}"
     return number >= MINIMUM_POSTGRES, f"server {number // 10000}, schema up to date; 15 or later is supported"
+
+
+async def _object_store(settings: Settings) -> tuple[bool, str]:
+    if settings.object_store_url is None:
+        return True, "unset: model bytes lie in the data directory"
+    # Imported here: `doctor` is part of a command that shall start quickly.
+    from inferplane.server.artifact.object_chunk_store import ObjectChunkStore
+
+    try:
+        async with asyncio.timeout(5):
+            await ObjectChunkStore.from_url(settings.object_store_url).check(writes=True)
+    except InferplaneError as error:
+        return False, f"{settings.object_store_url}: {error.metadata.get('detail', 'it does not answer')}"
+    except TimeoutError:
+        return False, f"{settings.object_store_url} does not answer"
+    return True, f"{settings.object_store_url} answers"
 
 
 async def _triton(settings: Settings) -> tuple[bool, str]:

@@ -2,15 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Protocol
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 from inferplane.common.v1.errors_pb2 import ErrorReason
 from inferplane.server.errors import InferplaneError, invalid_field
 from inferplane.server.ids import now
 
-__all__ = ["MAX_ANSWERS", "Answer", "FeedbackStore", "Labels", "Target", "submit"]
+if TYPE_CHECKING:
+    from inferplane.server.reporting.repository import FeedbackRepository
+
+__all__ = ["MAX_ANSWERS", "Answer", "Feedback", "Labels", "Target"]
 
 MAX_ANSWERS = 1000
 """Most answers of one request."""
@@ -47,55 +49,51 @@ class Target:
     row_count: int
 
 
-class FeedbackStore(Protocol):
-    """What `submit` needs of a unit of work."""
+class Feedback:
+    """Takes labels."""
 
-    def record(self, action: str, resource: str, **detail: str | int) -> None: ...
+    async def submit(
+        self, store: "FeedbackRepository", deployment: str, answers: Sequence[Answer], submitter: str
+    ) -> int:
+        """Store the answers, all or none; how many predictions had no label before.
 
-    async def targets_by_id(self, deployment: str, ids: Sequence[UUID]) -> Mapping[UUID, Target]:
-        """The deployment's predictions of these ids."""
+        Raises PREDICTION_NOT_FOUND, PREDICTION_AMBIGUOUS, FEEDBACK_CONFLICT, and INVALID_FIELD where an answer does not
+        fit its prediction or contradicts another one of the request.
+        """
+        targets = await self._resolve(store, deployment, answers)
+        labels: dict[UUID, Labels] = {}
+        paths: dict[UUID, str] = {}
+        for answer, target in zip(answers, targets, strict=True):
+            _check_fit(answer, target)
+            if labels.setdefault(target.id, answer.labels) != answer.labels:
+                raise invalid_field(f"{answer.path}.labels", f"contradicts {paths[target.id]}, of the same prediction")
+            paths.setdefault(target.id, answer.path)
+        stored = await store.add_labels(labels, submitter, now())
+        if stored < len(labels):
+            await self._check_conflicts(store, labels, paths)
+        store.record("feedback.submit", f"deployments/{deployment}", predictions=len(labels), stored=stored)
+        return stored
 
-    async def targets_by_client_id(self, deployment: str, ids: Sequence[str]) -> Mapping[str, Sequence[Target]]:
-        """For each client request id up to two of the deployment's predictions, those that succeeded first."""
+    async def _resolve(self, store: "FeedbackRepository", deployment: str, answers: Sequence[Answer]) -> list[Target]:
+        by_id = await store.targets_by_id(deployment, [a.prediction_id for a in answers if a.prediction_id is not None])
+        client_ids = {answer.client_request_id for answer in answers if answer.prediction_id is None}
+        by_client_id = await store.targets_by_client_id(deployment, sorted(client_ids)) if client_ids else {}
+        return [
+            _only_target(answer, by_client_id.get(answer.client_request_id, ()))
+            if answer.prediction_id is None
+            else by_id.get(answer.prediction_id) or _missing(answer)
+            for answer in answers
+        ]
 
-    async def add_labels(self, labels: Mapping[UUID, Labels], submitter: str, at: datetime) -> int:
-        """Store the labels of predictions that have none; how many those were."""
-
-    async def conflicts(self, labels: Mapping[UUID, Labels]) -> set[UUID]:
-        """The predictions whose stored labels are not these."""
-
-
-async def submit(store: FeedbackStore, deployment: str, answers: Sequence[Answer], submitter: str) -> int:
-    """Store the answers, all or none; how many predictions had no label before.
-
-    Raises PREDICTION_NOT_FOUND, PREDICTION_AMBIGUOUS, FEEDBACK_CONFLICT, and INVALID_FIELD where an answer does not
-    fit its prediction or contradicts another one of the request.
-    """
-    targets = await _resolve(store, deployment, answers)
-    labels: dict[UUID, Labels] = {}
-    paths: dict[UUID, str] = {}
-    for answer, target in zip(answers, targets, strict=True):
-        _check_fit(answer, target)
-        if labels.setdefault(target.id, answer.labels) != answer.labels:
-            raise invalid_field(f"{answer.path}.labels", f"contradicts {paths[target.id]}, of the same prediction")
-        paths.setdefault(target.id, answer.path)
-    stored = await store.add_labels(labels, submitter, now())
-    if stored < len(labels):
-        await _check_conflicts(store, labels, paths)
-    store.record("feedback.submit", f"deployments/{deployment}", predictions=len(labels), stored=stored)
-    return stored
-
-
-async def _resolve(store: FeedbackStore, deployment: str, answers: Sequence[Answer]) -> list[Target]:
-    by_id = await store.targets_by_id(deployment, [a.prediction_id for a in answers if a.prediction_id is not None])
-    client_ids = {answer.client_request_id for answer in answers if answer.prediction_id is None}
-    by_client_id = await store.targets_by_client_id(deployment, sorted(client_ids)) if client_ids else {}
-    return [
-        _only_target(answer, by_client_id.get(answer.client_request_id, ()))
-        if answer.prediction_id is None
-        else by_id.get(answer.prediction_id) or _missing(answer)
-        for answer in answers
-    ]
+    async def _check_conflicts(
+        self, store: "FeedbackRepository", labels: Mapping[UUID, Labels], paths: Mapping[UUID, str]
+    ) -> None:
+        conflicts = await store.conflicts(labels)
+        if conflicts:
+            first = next(prediction for prediction in paths if prediction in conflicts)
+            raise InferplaneError(
+                ErrorReason.ERROR_REASON_FEEDBACK_CONFLICT, detail=paths[first], prediction_id=str(first)
+            )
 
 
 def _only_target(answer: Answer, found: Sequence[Target]) -> Target:
@@ -115,13 +113,6 @@ def _check_fit(answer: Answer, target: Target) -> None:
         )
     if len(answer.labels) != target.row_count:
         raise invalid_field(f"{answer.path}.labels", f"must be {target.row_count}, one for each predicted row")
-
-
-async def _check_conflicts(store: FeedbackStore, labels: Mapping[UUID, Labels], paths: Mapping[UUID, str]) -> None:
-    conflicts = await store.conflicts(labels)
-    if conflicts:
-        first = next(prediction for prediction in paths if prediction in conflicts)
-        raise InferplaneError(ErrorReason.ERROR_REASON_FEEDBACK_CONFLICT, detail=paths[first], prediction_id=str(first))
 
 
 def _missing(answer: Answer) -> Target:

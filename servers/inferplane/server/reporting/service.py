@@ -5,8 +5,9 @@ from typing import Any
 
 from inferplane.reporting.v1 import reporting_service_pb2 as pb
 from inferplane.reporting.v1 import reporting_service_pb2_grpc
-from inferplane.server.reporting import feedback, metrics
+from inferplane.server.reporting import metrics
 from inferplane.server.reporting.convert import metrics_message, quality_message
+from inferplane.server.reporting.feedback import Feedback
 from inferplane.server.reporting.inputs import answers_of, deployment_of, model_of, predictions_of, span_of
 from inferplane.server.reporting.repository import FeedbackRepository, PredictionRepository, ReportReader
 from inferplane.server.rpc.call import current_call
@@ -19,7 +20,8 @@ __all__ = ["ReportingService"]
 class ReportingService(reporting_service_pb2_grpc.ReportingServiceServicer):
     """Prediction records, their labels, and what they add up to."""
 
-    def __init__(self, database: Database, units_of_work: UnitOfWorkFactory) -> None:
+    def __init__(self, feedback: Feedback, database: Database, units_of_work: UnitOfWorkFactory) -> None:
+        self._feedback = feedback
         self._database = database
         self._units_of_work = units_of_work
 
@@ -40,7 +42,7 @@ class ReportingService(reporting_service_pb2_grpc.ReportingServiceServicer):
         answers = await asyncio.to_thread(answers_of, request.feedback)
         actor = current_call().actor
         async with self._units_of_work(actor) as unit:
-            stored = await feedback.submit(FeedbackRepository(unit), deployment, answers, actor.subject)
+            stored = await self._feedback.submit(FeedbackRepository(unit), deployment, answers, actor.subject)
             await unit.commit()
         return pb.SubmitFeedbackResponse(stored_count=stored)
 

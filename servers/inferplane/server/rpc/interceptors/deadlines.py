@@ -2,15 +2,18 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from inferplane.common.v1.errors_pb2 import ErrorReason
 from inferplane.server.errors import InferplaneError
 from inferplane.server.rpc.call import Call
 
 __all__ = ["DeadlinePolicy"]
+
+T = TypeVar("T")
 
 UNARY_CAPS: Mapping[str, float] = {
     # Inspects the whole file in a process of its own.
@@ -23,8 +26,9 @@ RATED = frozenset({"/inferplane.artifact.v1.ArtifactService/WriteArtifact"})
 
 @dataclass(frozen=True, slots=True)
 class DeadlinePolicy:
-    """`unary` is the cap where none is named, in seconds; `idle` how long a request stream may say nothing;
-    `minimum_rate` in bytes a second, averaged over `idle` seconds of waiting."""
+    """`unary` is the cap where none is named, in seconds; `idle` how long a request stream may say nothing,
+    and the reader of an answer may take nothing; `minimum_rate` in bytes a second, averaged over `idle` seconds of
+    waiting."""
 
     unary: float
     idle: float
@@ -49,9 +53,7 @@ class DeadlinePolicy:
 
     async def pace(self, call: Call, messages: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         """Pass on `messages`; STREAM_STALLED where the next one is late or a window moved too few bytes."""
-        rated = call.method.path in RATED
-        # Only the time spent waiting for the client counts: it is not to blame for ours.
-        waited, moved = 0.0, 0
+        progress = _Progress(self.idle, self.minimum_rate if call.method.path in RATED else 0)
         iterator = aiter(messages)
         while True:
             began = time.monotonic()
@@ -60,11 +62,49 @@ class DeadlinePolicy:
             except StopAsyncIteration:
                 return
             except TimeoutError as error:
-                raise InferplaneError(ErrorReason.ERROR_REASON_STREAM_STALLED) from error
-            waited += time.monotonic() - began
-            moved += len(message)
-            if waited >= self.idle:
-                if rated and moved < self.minimum_rate * waited:
-                    raise InferplaneError(ErrorReason.ERROR_REASON_STREAM_STALLED)
-                waited, moved = 0.0, 0
+                raise _stalled() from error
+            progress.add(time.monotonic() - began, len(message))
             yield message
+
+    async def pace_answers(
+        self, call: Call, answers: AsyncIterator[T], size: Callable[[T], int]
+    ) -> AsyncGenerator[T, None]:
+        """Pass on `answers`, each of `size` bytes; STREAM_STALLED where the client takes one too late, or too few bytes
+        in a window."""
+        progress = _Progress(self.idle, self.minimum_rate)
+        loop = asyncio.get_running_loop()
+        async for answer in answers:
+            began = time.monotonic()
+            # The handler waits in gRPC's write meanwhile, out of which only the end of its call leads.
+            late = loop.call_later(self.idle, call.end, _stalled())
+            try:
+                yield answer
+            finally:
+                late.cancel()
+            progress.add(time.monotonic() - began, size(answer))
+
+
+class _Progress:
+    """Looks at windows of `window` seconds of waiting. Only the time spent waiting for the client counts: it is not to
+    blame for ours."""
+
+    def __init__(self, window: float, minimum_rate: float) -> None:
+        self._window = window
+        self._minimum_rate = minimum_rate
+        self._waited = 0.0
+        self._moved = 0
+
+    def add(self, waited: float, moved: int) -> None:
+        """Count `moved` bytes for which the client was waited for; raises STREAM_STALLED at the end of a window that
+        moved too few."""
+        self._waited += waited
+        self._moved += moved
+        if self._waited < self._window:
+            return
+        if self._moved < self._minimum_rate * self._waited:
+            raise _stalled()
+        self._waited, self._moved = 0.0, 0
+
+
+def _stalled() -> InferplaneError:
+    return InferplaneError(ErrorReason.ERROR_REASON_STREAM_STALLED)
