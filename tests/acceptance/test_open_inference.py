@@ -152,6 +152,15 @@ def test_a_model_that_is_not_there_is_not_ready(up: Up, tmp_path: Path) -> None:
         assert not client.is_model_ready("nope", headers=headers)
 
 
+def test_the_server_is_ready_after_models_were_loaded_and_removed(up: Up, tmp_path: Path) -> None:
+    token = serve(up, "first", identity("FP32", ["n"]), tmp_path)
+    headers = {"authorization": f"Bearer {token}"}
+    with triton.InferenceServerClient(up.endpoints["inference"]) as client:
+        assert client.is_server_ready(headers=headers)
+    with triton.InferenceServerClient(up.endpoints["triton"]) as client:
+        assert client.is_server_ready(headers=dict([up.triton_header]))
+
+
 def test_a_name_with_a_slash_is_not_judged_as_its_last_part(up: Up, tmp_path: Path) -> None:
     token = serve(up, "slashed", identity("FP32", ["n"]), tmp_path)
     headers = {"authorization": f"Bearer {token}"}

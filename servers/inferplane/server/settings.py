@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
-__all__ = ["METRICS_BASE_PORT", "TRITON_PORT", "ServiceName", "Settings", "address"]
+__all__ = ["BASE_PORT", "METRICS_BASE_PORT", "TRITON_PORT", "ServiceName", "Settings", "address"]
 
 
 def address(host: str, port: int) -> str:
@@ -85,7 +85,7 @@ class Settings(BaseModel):
     drain_grace: Seconds = Field(20, description="How long accepted calls may take to finish on a stop.")
     max_connection_age: Seconds = Field(1800, description="When a client's connection, or a stream, is renewed.")
     max_connections: int = Field(2000, ge=1, description="Connections per worker process.")
-    max_streams_per_connection: int = Field(256, ge=1, description="Calls at once on one connection; more wait.")
+    max_streams_per_connection: int = Field(1000, ge=1, description="Calls at once on one connection; more wait.")
     slow_body_budget: int = Field(
         512 << 20, ge=1 << 20, description="Bytes that unary requests may hold while they arrive slowly, per worker."
     )

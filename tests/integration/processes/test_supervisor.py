@@ -6,6 +6,8 @@ import os
 import re
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
@@ -186,3 +188,8 @@ async def test_what_a_worker_said_while_we_stood_still_counts() -> None:
         time.sleep(0.5)  # noqa: ASYNC251 - that is what is tested
         assert await waiting == b"{}\n"
         writer.close()
+
+
+def test_a_worker_that_hangs_while_it_stops_ends_all_the_same() -> None:
+    hang = "from inferplane.server.processes import worker; worker._end_in_any_case(0.2); import time; time.sleep(60)"
+    assert subprocess.run([sys.executable, "-c", hang], check=False, timeout=50).returncode == 1

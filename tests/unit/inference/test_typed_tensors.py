@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from inferplane.inference.v1.inference_service_pb2 import PredictRequest
 from inferplane.inference.v1.tensor_pb2 import Tensor
 from inferplane.server.errors import InferplaneError
+from inferplane.server.inference.convert import infer_request
 from inferplane.server.inference.typed_tensors import check_typed_size, raw_contents, typed_tensor
 from inferplane.server.inference.wire import length_prefixed
 from inferplane.server.rpc.errors import reason_name
@@ -100,3 +101,9 @@ def test_a_shape_that_no_tensor_has_costs_nothing(shape: list[int]) -> None:
         raw_contents(tensor, "inputs[0]")
     assert time.thread_time() - began < 0.05
     assert refused.value.violations[0][0] == "inputs[0].shape"
+
+
+def test_a_scalar_travels_as_one_element() -> None:
+    scalar = Tensor(name="x", datatype="INT64", ints=Tensor.IntValues(values=[16000]))
+    (sent,) = infer_request("m", PredictRequest(inputs=[scalar])).inputs
+    assert list(sent.shape) == [1]

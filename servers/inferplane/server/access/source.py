@@ -24,7 +24,7 @@ from inferplane.server.access.snapshot import (
 )
 from inferplane.server.errors import InferplaneError
 from inferplane.server.settings import ServiceName
-from inferplane.server.storage.database import asyncpg_dsn
+from inferplane.server.storage.database import ENDS_WITH_US, asyncpg_dsn
 from inferplane.server.tensors import signature_from_bytes
 
 __all__ = ["PolicySource", "parts_of"]
@@ -130,7 +130,7 @@ class PolicySource:
 
     async def connect(self) -> asyncpg.Connection:
         """A connection outside the pool, for listening and for session locks; the caller closes it."""
-        settings = {"role": self._role} if self._role else {}
+        settings = ENDS_WITH_US | ({"role": self._role} if self._role else {})
         return await asyncpg.connect(
             self._dsn, timeout=ANSWER_TIMEOUT, command_timeout=ANSWER_TIMEOUT, server_settings=settings
         )

@@ -47,7 +47,8 @@ async def compose(core: Core) -> None:
         core.settings.stream_idle_limit,
     )
     # The main service first: the server as a whole serves as long as it does, with or without the database.
-    core.server.add_handlers(SERVICE, governed_handlers(link, core.policy.current), (TRITON,), fused=fused)
+    governed = governed_handlers(link, core.policy.current, lambda: bool(core.server.health.serving(SERVICE)))
+    core.server.add_handlers(SERVICE, governed, (TRITON,), fused=fused)
     add_typed = inference_service_pb2_grpc.add_InferenceServiceServicer_to_server
     core.server.add_service(add_typed, InferenceService(forward), (TRITON,), checks={"Predict": check_typed_size})
     add_deployments = deployment_service_pb2_grpc.add_DeploymentServiceServicer_to_server

@@ -53,7 +53,8 @@ def infer_request(name: str, request: inference_service_pb2.PredictRequest) -> s
     """A typed request as ModelInfer takes it; raises INVALID_FIELD."""
     message = service_pb2.ModelInferRequest(model_name=name, id=request.client_request_id)
     for index, tensor in enumerate(request.inputs):
-        message.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
+        # Triton has no scalars: they travel as one element.
+        message.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape or [1])
         message.raw_input_contents.append(raw_contents(tensor, f"inputs[{index}]"))
     for output in request.output_names:
         message.outputs.add(name=output)

@@ -13,6 +13,7 @@ import resource
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import asdict
 
@@ -28,6 +29,9 @@ from inferplane.server.settings import ServiceName, Settings, address
 from inferplane.server.telemetry import configure_tracing
 
 log = structlog.get_logger()
+
+EXIT_GRACE = 10.0
+"""Seconds beyond `drain_grace` that a stop may take."""
 
 
 async def work(job: Job, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -52,6 +56,7 @@ async def work(job: Job, reader: asyncio.StreamReader, writer: asyncio.StreamWri
             watch = asyncio.create_task(_watch(reader, stop))
             await stop.wait()
             watch.cancel()
+            _end_in_any_case(settings.drain_grace + EXIT_GRACE)
             # Goes on while the server drains, or the supervisor would take it for hung.
             health.drain()
         await asyncio.sleep(0)
@@ -74,6 +79,13 @@ async def _watch(reader: asyncio.StreamReader, stop: asyncio.Event) -> None:
     with contextlib.suppress(ConnectionError):
         await reader.read(1)
     stop.set()
+
+
+def _end_in_any_case(seconds: float) -> None:
+    """Without a supervisor nobody would end a worker that hangs while it stops."""
+    guard = threading.Timer(seconds, os._exit, (1,))
+    guard.daemon = True
+    guard.start()
 
 
 def _allow_descriptors() -> None:

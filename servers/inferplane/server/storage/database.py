@@ -14,11 +14,19 @@ from inferplane.common.v1.errors_pb2 import ErrorReason
 from inferplane.server.errors import InferplaneError
 from inferplane.server.settings import ServiceName, Settings
 
-__all__ = ["Database", "asyncpg_dsn", "database_url", "role_of"]
+__all__ = ["ENDS_WITH_US", "Database", "asyncpg_dsn", "database_url", "role_of"]
 
 CONNECT_TIMEOUT = 3.0
 COMMAND_TIMEOUT = 15.0
 POOL_TIMEOUT = 5.0
+
+ENDS_WITH_US = {
+    "tcp_keepalives_idle": "15",
+    "tcp_keepalives_interval": "5",
+    "tcp_keepalives_count": "3",
+    "idle_in_transaction_session_timeout": "60000",
+}
+"""Settings of each connection: a machine that vanishes without a word must not keep its locks for hours."""
 
 _OUTAGES = (OperationalError, InterfaceError, PoolTimeoutError, OSError, TimeoutError)
 _OUTAGE_STATES = ("08", "57P", "53")
@@ -74,7 +82,11 @@ class Database:
 
     def __init__(self, settings: Settings, service: ServiceName) -> None:
         url, role = database_url(settings, service)
-        server_settings = {"application_name": f"inferplane-{service}", "search_path": service.value}
+        server_settings = {
+            "application_name": f"inferplane-{service}",
+            "search_path": service.value,
+            **ENDS_WITH_US,
+        }
         if role is not None:
             server_settings["role"] = role
         self.service = service

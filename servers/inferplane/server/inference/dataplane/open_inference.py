@@ -15,13 +15,16 @@ from inferplane.server.rpc.pipeline import Handler
 
 __all__ = ["governed_handlers"]
 
-FORWARDED = ("ServerLive", "ServerReady", "ServerMetadata")
+FORWARDED = ("ServerLive", "ServerMetadata")
 OF_A_MODEL = ("ModelMetadata", "ModelConfig", "ModelStatistics")
 FUSED = ("ModelInfer", "ModelStreamInfer")
 
 
-def governed_handlers(link: TritonLink, policy: Callable[[], PolicySnapshot]) -> dict[str, Handler]:
-    """Handlers that go through the interceptors: those forwarded, and refusals of all the others."""
+def governed_handlers(
+    link: TritonLink, policy: Callable[[], PolicySnapshot], serving: Callable[[], bool]
+) -> dict[str, Handler]:
+    """Handlers that go through the interceptors: those forwarded, and refusals of all the others. `serving` says
+    whether the protocol is served here."""
     methods = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods
     handlers: dict[str, Handler] = {}
     for method in methods:
@@ -30,6 +33,8 @@ def governed_handlers(link: TritonLink, policy: Callable[[], PolicySnapshot]) ->
         request = getattr(service_pb2, method.input_type.name)
         if method.name in FORWARDED:
             behaviour, read = _forward(link, method.name, lambda _request: None), request.FromString
+        elif method.name == "ServerReady":
+            behaviour, read = _server_ready(serving), request.FromString
         elif method.name == "ModelReady":
             behaviour, read = _ready(link, policy), request.FromString
         elif method.name in OF_A_MODEL:
@@ -54,6 +59,16 @@ def _forward(link: TritonLink, method: str, check: Callable[[Any], None]) -> Cal
         return answer
 
     return forward
+
+
+def _server_ready(serving: Callable[[], bool]) -> Callable[..., Any]:
+    """As health says. Triton itself is not ready while any model loads or has failed to."""
+
+    async def ready(_request: Any, _context: Context) -> bytes:
+        answer: bytes = service_pb2.ServerReadyResponse(ready=serving()).SerializeToString()
+        return answer
+
+    return ready
 
 
 def _ready(link: TritonLink, policy: Callable[[], PolicySnapshot]) -> Callable[..., Any]:

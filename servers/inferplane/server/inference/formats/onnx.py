@@ -7,11 +7,10 @@ from typing import Any
 from inferplane.server.inference.formats.load_request import MAX_MESSAGE, request_head
 from inferplane.server.tensors import Signature, TensorSpec
 
-__all__ = ["DIGEST_PARAMETER", "PROBE_NAME", "largest_model", "load_head", "model_config", "probe_head"]
+__all__ = ["DIGEST_PARAMETER", "largest_model", "load_head", "model_config", "probe_head"]
 
 DIGEST_PARAMETER = "inferplane_digest"
 DIGEST_LENGTH = len("sha256:") + 64
-PROBE_NAME = "_inferplane_probe"
 
 
 def model_config(name: str, version: int, signature: Signature, *, native: bool, digest: str = "") -> str:
@@ -48,13 +47,14 @@ def largest_model(name: str, version: int, signature: Signature) -> int:
     return MAX_MESSAGE - len(load_head(name, version, signature, MAX_MESSAGE, native=False, digest="-" * DIGEST_LENGTH))
 
 
-def probe_head() -> bytes:
+def probe_head(name: str) -> bytes:
     """A whole RepositoryModelLoadRequest of an empty file, by which Triton tells whether it has the native backend.
 
-    No deployment can have its name, and no Triton can load it.
+    No Triton can load it. It has the name of a model that is loaded next: Triton is not ready as long as it remembers a
+    name whose last load failed.
     """
     nothing = Signature((TensorSpec("x", "FP32", (-1,)),), (TensorSpec("y", "FP32", (-1,)),))
-    return load_head(PROBE_NAME, 1, nothing, 0, native=True)
+    return load_head(name, 1, nothing, 0, native=True)
 
 
 def _support_files(version: int, *, native: bool) -> dict[str, bytes]:

@@ -19,7 +19,7 @@ from tritonclient.grpc import service_pb2
 
 from inferplane.common.v1.errors_pb2 import ErrorReason
 from inferplane.server.inference.formats.load_request import LOAD_METHOD
-from inferplane.server.inference.formats.onnx import PROBE_NAME, load_head, probe_head
+from inferplane.server.inference.formats.onnx import load_head, probe_head
 from inferplane.server.inference.reconcile.load_job import LoadJob, Outcome
 from inferplane.server.inference.triton_link import control_problem, said
 from inferplane.server.names import VERSION
@@ -81,7 +81,7 @@ class ModelLoader:
         cancelled the process is killed; Triton still ends a load that it has received in full.
         """
         try:
-            native = await self._has_native_backend()
+            native = await self._has_native_backend(name)
             head = load_head(
                 name, version.version, version.signature, version.size, native=native, digest=version.digest
             )
@@ -103,18 +103,17 @@ class ModelLoader:
         except grpc.aio.AioRpcError as error:
             _raise_for(Outcome(triton=error.code().name, detail=error.details() or ""))
 
-    async def _has_native_backend(self) -> bool:
+    async def _has_native_backend(self, name: str) -> bool:
         if self._native is None:
             call = self._link.raw_unary(LOAD_METHOD.rpartition("/")[2])
             try:
-                await call(probe_head(), metadata=self._link.metadata, timeout=PROBE_TIMEOUT)
+                await call(probe_head(name), metadata=self._link.metadata, timeout=PROBE_TIMEOUT)
                 self._native = True
             except grpc.aio.AioRpcError as error:
                 details = error.details() or ""
                 if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
                     _raise_for(Outcome(triton=error.code().name, detail=details))
                 self._native = _NO_BACKEND.search(details) is None
-            await self.unload(PROBE_NAME)
         return self._native
 
     def _job(self, version: "VersionInfo", head: bytes) -> LoadJob:
