@@ -103,6 +103,31 @@ async def test_right_passwords_count_as_no_guesses(mesh: Mesh) -> None:
         await sign_in(mesh)
 
 
+async def test_right_passwords_that_were_refused_lock_nobody_out(
+    settings: Settings, database_url: URL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("STRANGERS", "STRANGERS_WAITING", "STRANGERS_WAITING_EACH"):
+        monkeypatch.setattr(turns, name, 200)
+    release, verify = asyncio.Event(), passwords.Passwords.verify
+
+    async def held(self: passwords.Passwords, encoded: str | None, password: str) -> bool:
+        await release.wait()
+        return await verify(self, encoded, password)
+
+    async with running_mesh(settings, ServiceName.AUTH) as mesh:
+        monkeypatch.setattr(passwords.Passwords, "verify", held)
+        right = [asyncio.ensure_future(sign_in(mesh)) for _ in range(MAX_GUESSES + 5)]
+        # Those that are refused end first: the others are held.
+        ended = asyncio.as_completed(right)
+        for _ in range(5):
+            assert await reason(next(ended)) == LIMITED
+        release.set()
+        for signing_in in ended:
+            await signing_in
+        assert (await sign_in(mesh)).tokens.access_token
+    assert [row["attempts"] for row in await rows(database_url, "SELECT attempts FROM auth.login_attempt")] == [0]
+
+
 async def test_a_device_is_known_for_its_own_user_alone(mesh: Mesh) -> None:
     await mesh.user("alice")
     alices = (await sign_in(mesh, username="alice")).device_token
