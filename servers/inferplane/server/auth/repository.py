@@ -184,8 +184,9 @@ class AuthRepository(AuthReader):
         await self._connection.execute(sa.insert(session), values)
 
     async def prolong_session(self, renewed: Session) -> None:
-        """Move a session's end, and that of its access tokens."""
-        values = {"expires_at": renewed.expires_at, "tokens_expire_at": renewed.tokens_expire_at}
+        """Move a session's end, and that of its access tokens: never to before one that was given longer may live."""
+        latest = sa.func.greatest(session.c.tokens_expire_at, renewed.tokens_expire_at)
+        values = {"expires_at": renewed.expires_at, "tokens_expire_at": latest}
         await self._connection.execute(sa.update(session).where(session.c.id == renewed.id).values(values))
 
     async def add_refresh_token(self, token_hash: bytes, session_id: UUID, issued_at: datetime) -> None:

@@ -50,10 +50,11 @@ SESSIONS = (
     CREATE TRIGGER policy_changed AFTER UPDATE OF ended_at ON auth.session
     FOR EACH STATEMENT EXECUTE FUNCTION policy.changed('revoked')
     """,
+    # A minute longer than that: tokens are judged by the services' clocks, this by the database's.
     """
     CREATE VIEW policy.revoked AS
     SELECT 'sessions/' || CAST(id AS text) AS session FROM auth.session
-    WHERE ended_at IS NOT NULL AND tokens_expire_at > now()
+    WHERE ended_at IS NOT NULL AND tokens_expire_at > now() - interval '1 minute'
     """,
     # The next token, encrypted with a key that only the token itself gives.
     "ALTER TABLE auth.refresh_token ADD COLUMN successor bytea",
