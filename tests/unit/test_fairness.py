@@ -131,3 +131,41 @@ async def test_whatever_comes_and_goes_in_the_end_nothing_is_left(seed: int) -> 
     await asyncio.gather(*tasks, return_exceptions=True)
     assert (present.inside, present.waiting, present._shares) == (0, 0, {})
     assert most <= 9
+
+
+def displacing_gate() -> FairGate:
+    """One inside, three waiting."""
+    return FairGate(capacity=1, each=1, waiting=3, waiting_each=3, displace=True)
+
+
+async def test_a_newcomer_takes_the_newest_place_of_whoever_waits_with_most() -> None:
+    present = displacing_gate()
+    assert present.try_enter("inside", 1)
+    async with waiting_in(present, "a", "b", "a", "c") as (_, (oldest, other, newest, newcomer)):
+        with pytest.raises(GateFullError):
+            await newest
+        assert not any(task.done() for task in (oldest, other, newcomer))
+        assert present.waiting == 3
+
+
+async def test_a_newcomer_takes_no_place_of_who_waits_with_no_more_than_it_would() -> None:
+    present = displacing_gate()
+    assert present.try_enter("inside", 1)
+    async with waiting_in(present, "a", "b", "c"):
+        with pytest.raises(GateFullError):
+            await present.enter("d", 1)
+
+
+async def test_who_is_displaced_and_cancelled_at_once_leaves_nothing_behind() -> None:
+    present = displacing_gate()
+    assert present.try_enter("inside", 1)
+    async with waiting_in(present, "a", "b", "a") as (_, (_, _, newest)):
+        newcomer = asyncio.create_task(present.enter("c", 1))
+        asyncio.get_running_loop().call_soon(newest.cancel)
+        await asyncio.wait([newest])
+        assert newest.cancelled()
+        assert (present.inside, present.waiting) == (1, 3)
+        newcomer.cancel()
+        await asyncio.wait([newcomer])
+    present.leave("inside", 1)
+    assert (present.inside, present.waiting, present._shares) == (0, 0, {})

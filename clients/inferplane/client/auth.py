@@ -1,5 +1,6 @@
 """Sessions, users and grants."""
 
+import contextlib
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -54,13 +55,13 @@ class AuthClient:
         return token
 
     async def logout(self, *, timeout: float | None = None) -> None:
-        """End the session and forget its tokens; a session that is over already is no error."""
-        try:
+        """End the session and forget its tokens; a session that is over already is no error.
+
+        Where the service could not be asked the tokens stay, so that it can be asked again.
+        """
+        with contextlib.suppress(Unauthenticated):
             await unary(self.service.Logout, auth_service_pb2.LogoutRequest(), timeout)
-        except Unauthenticated:
-            pass
-        finally:
-            await self._session.replace(None)
+        await self._session.replace(None)
 
     async def whoami(self, *, timeout: float | None = None) -> Identity:
         """Tell who the caller is and which roles they hold."""

@@ -1,5 +1,6 @@
 """The entry: one object for the four services of a mesh."""
 
+import contextlib
 import os
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
@@ -16,12 +17,19 @@ from inferplane.client.auth import AuthClient
 from inferplane.client.calls import Backoff, unary
 from inferplane.client.channels import make_channel
 from inferplane.client.endpoints import Endpoints, ReadyFile, load_profile
-from inferplane.client.errors import ConfigurationError
+from inferplane.client.errors import ConfigurationError, DeadlineExceeded
 from inferplane.client.inference import InferenceClient
 from inferplane.client.interceptors import interceptors
 from inferplane.client.reporting import ReportingClient
 from inferplane.client.session import Session
-from inferplane.client.tokens import FileStore, MemoryStore, Tokens, TokenStore
+from inferplane.client.tokens import (
+    REFRESH_TIMEOUT,
+    REFRESH_TRIES,
+    FileStore,
+    MemoryStore,
+    Tokens,
+    TokenStore,
+)
 
 _INFERENCE_BYTES = 64 * 1024 * 1024
 
@@ -140,8 +148,16 @@ class Inferplane:
 
     async def _refresh(self, refresh_token: str) -> Tokens:
         request = auth_service_pb2.RefreshTokenRequest(refresh_token=refresh_token)
-        answer = await unary(self.auth.service.RefreshToken, request)
-        return Tokens.of(answer.tokens)
+
+        async def exchange() -> Tokens:
+            answer = await unary(self.auth.service.RefreshToken, request, min(self._timeout, REFRESH_TIMEOUT))
+            return Tokens.of(answer.tokens)
+
+        for _ in range(REFRESH_TRIES - 1):
+            # Where no answer came it may have been lost: for a while the same token answers the same again.
+            with contextlib.suppress(DeadlineExceeded):
+                return await exchange()
+        return await exchange()
 
 
 def _store(credentials: Credentials | None) -> TokenStore:

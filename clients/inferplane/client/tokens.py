@@ -15,7 +15,12 @@ from inferplane.client.endpoints import Endpoints, home
 from inferplane.client.errors import ConfigurationError
 from inferplane.client.files import FileLock, read_private, write_private
 
-# Longer than the deadline of the refresh that the holder of the lock is waiting for.
+REFRESH_TIMEOUT = 10.0
+"""The longest that one try of a refresh may take, in seconds."""
+REFRESH_TRIES = 3
+"""How often a refresh is tried that gets no answer in time. All tries must be over well before the service's grace for
+a used refresh token is, 90 s."""
+# Longer than all tries of the refresh that the holder of the lock is waiting for.
 _LOCK_TIMEOUT = 60.0
 _MARGIN = timedelta(seconds=30)
 

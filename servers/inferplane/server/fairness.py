@@ -37,13 +37,17 @@ class FairGate:
     caller. At most a cost of `waiting` waits, `waiting_each` of one caller. Costs are in whatever unit the gate is
     for; work that costs more than `each` gets in when its caller has nothing else inside, and above `capacity` when
     nobody has. Of callers that have nothing here nothing is kept.
+
+    With `displace`, who comes when as much waits as may takes the place of the newest turn of whoever waits with most,
+    unless that has hardly more: else those who came first would keep all others out.
     """
 
-    def __init__(self, *, capacity: int, each: int, waiting: int, waiting_each: int) -> None:
+    def __init__(self, *, capacity: int, each: int, waiting: int, waiting_each: int, displace: bool = False) -> None:
         self._capacity = capacity
         self._each = each
         self._most_waiting = waiting
         self._most_waiting_each = waiting_each
+        self._displace = displace
         self._shares: dict[str, _Share] = {}
         self._line: deque[str] = deque()
         self.inside = 0
@@ -65,11 +69,14 @@ class FairGate:
         return True
 
     async def enter(self, caller: str, cost: int) -> None:
-        """Enter, after waiting if need be; then `leave` must follow. Raises GateFullError at once."""
+        """Enter, after waiting if need be; then `leave` must follow.
+
+        Raises GateFullError: at once, or when another takes the place to wait.
+        """
         if self.try_enter(caller, cost):
             return
         share = self._shares.setdefault(caller, _Share())
-        if share.waiting + cost > self._most_waiting_each or self.waiting + cost > self._most_waiting:
+        if share.waiting + cost > self._most_waiting_each or not self._may_wait(share, cost):
             self._drop_if_idle(caller, share)
             raise GateFullError
         turn = _Turn(cost, asyncio.get_running_loop().create_future())
@@ -94,6 +101,24 @@ class FairGate:
         if self._line:
             self._admit()
 
+    def _may_wait(self, share: _Share, cost: int) -> bool:
+        """Whether there is a place to wait; one is taken from another if need be."""
+        beyond = self.waiting + cost - self._most_waiting
+        if beyond <= 0:
+            return True
+        most = max(self._shares.values(), key=lambda other: other.waiting)
+        if not self._displace or not most.queue:
+            return False
+        newest = most.queue[-1]
+        if newest.cost < beyond or most.waiting - newest.cost < share.waiting + cost:
+            return False
+        most.queue.pop()
+        self._count_out(most, newest)
+        # One that was cancelled has not been told yet.
+        if not newest.admitted.cancelled():
+            newest.admitted.set_exception(GateFullError())
+        return True
+
     def _has_room(self, cost: int) -> bool:
         return self.inside + cost <= self._capacity or not self.inside
 
@@ -102,8 +127,9 @@ class FairGate:
 
     def _give_up(self, caller: str, share: _Share, turn: _Turn) -> None:
         if not turn.admitted.cancelled():
-            # Let in at the very moment in which it was cancelled.
-            self.leave(caller, turn.cost)
+            # Let in, or displaced, at the very moment in which it was cancelled.
+            if turn.admitted.exception() is None:
+                self.leave(caller, turn.cost)
             return
         if turn in share.queue:
             share.queue.remove(turn)

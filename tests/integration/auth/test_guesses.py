@@ -103,6 +103,31 @@ async def test_right_passwords_count_as_no_guesses(mesh: Mesh) -> None:
         await sign_in(mesh)
 
 
+async def test_right_passwords_that_were_refused_lock_nobody_out(
+    settings: Settings, database_url: URL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("STRANGERS", "STRANGERS_WAITING", "STRANGERS_WAITING_EACH"):
+        monkeypatch.setattr(turns, name, 200)
+    release, verify = asyncio.Event(), passwords.Passwords.verify
+
+    async def held(self: passwords.Passwords, encoded: str | None, password: str) -> bool:
+        await release.wait()
+        return await verify(self, encoded, password)
+
+    async with running_mesh(settings, ServiceName.AUTH) as mesh:
+        monkeypatch.setattr(passwords.Passwords, "verify", held)
+        right = [asyncio.ensure_future(sign_in(mesh)) for _ in range(MAX_GUESSES + 5)]
+        # Those that are refused end first: the others are held.
+        ended = asyncio.as_completed(right)
+        for _ in range(5):
+            assert await reason(next(ended)) == LIMITED
+        release.set()
+        for signing_in in ended:
+            await signing_in
+        assert (await sign_in(mesh)).tokens.access_token
+    assert [row["attempts"] for row in await rows(database_url, "SELECT attempts FROM auth.login_attempt")] == [0]
+
+
 async def test_a_device_is_known_for_its_own_user_alone(mesh: Mesh) -> None:
     await mesh.user("alice")
     alices = (await sign_in(mesh, username="alice")).device_token
@@ -210,14 +235,51 @@ async def test_a_turn_is_held_until_the_work_is_done_even_if_its_caller_left() -
         running.set()
         await release.wait()
 
-    callers = [asyncio.create_task(taken.take("device", "", work)) for _ in range(turns.KNOWN)]
+    callers = [asyncio.create_task(taken.take("device", "alice", "", work)) for _ in range(turns.KNOWN)]
     await running.wait()
     for caller in callers:
         caller.cancel()
     await asyncio.gather(*callers, return_exceptions=True)
-    next_one = asyncio.create_task(taken.take("another", "", work))
+    next_one = asyncio.create_task(taken.take("device", "bob", "", work))
     await asyncio.wait([next_one], timeout=0)
     assert taken._known.inside == turns.KNOWN
     assert taken._known.waiting == 1
     release.set()
     await asyncio.wait_for(next_one, timedelta(seconds=30).total_seconds())
+
+
+async def test_a_user_with_many_devices_does_not_keep_other_users_devices_waiting() -> None:
+    taken, order = turns.Turns(), list[str]()
+    release = asyncio.Event()
+
+    async def work(name: str) -> None:
+        await release.wait()
+        order.append(name)
+
+    def sign_in(device: str, username: str) -> "asyncio.Task[None]":
+        return asyncio.create_task(taken.take(device, username, "", lambda: work(username)))
+
+    signing_in = [sign_in(f"device {number}", "alice") for number in range(10)]
+    signing_in.append(sign_in("device", "bob"))
+    await asyncio.wait(signing_in, timeout=0)
+    release.set()
+    await asyncio.wait(signing_in)
+    assert order[:2] == ["alice", "bob"]
+    assert order.count("alice") == turns.KNOWN + turns.KNOWN_WAITING_EACH
+
+
+async def test_two_addresses_that_fill_the_room_do_not_keep_a_third_out() -> None:
+    taken = turns.Turns()
+    release = asyncio.Event()
+
+    def sign_in(address: str) -> "asyncio.Task[bool]":
+        return asyncio.create_task(taken.take("", "alice", address, release.wait))
+
+    flood = [sign_in(address) for address in ("one", "two") for _ in range(turns.STRANGERS + turns.STRANGERS_WAITING)]
+    await asyncio.wait(flood, timeout=0)
+    third = sign_in("three")
+    await asyncio.wait([third], timeout=0)
+    release.set()
+    assert await third
+    outcomes = await asyncio.gather(*flood, return_exceptions=True)
+    assert Counter(map(type, outcomes))[bool] == turns.STRANGERS + turns.STRANGERS_WAITING - 1

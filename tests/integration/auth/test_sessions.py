@@ -126,6 +126,27 @@ async def test_an_access_token_does_not_outlive_its_session(settings: Settings) 
     assert tokens.access_token_expire_time.seconds <= tokens.refresh_token_expire_time.seconds
 
 
+async def test_a_refresh_does_not_shorten_how_long_a_session_is_remembered(mesh: Mesh, database_url: URL) -> None:
+    tokens = await open_session(mesh)
+    longer = (
+        "UPDATE auth.session SET tokens_expire_at = tokens_expire_at + interval '1 hour' RETURNING tokens_expire_at"
+    )
+    before = await rows(database_url, longer)
+    await refresh(mesh, tokens.refresh_token)
+    assert await rows(database_url, "SELECT tokens_expire_at FROM auth.session") == before
+
+
+@pytest.mark.parametrize(("seconds", "remembered"), [(30, 1), (90, 0)])
+async def test_a_session_is_remembered_a_minute_beyond_its_tokens_by_the_databases_clock(
+    mesh: Mesh, database_url: URL, seconds: int, remembered: int
+) -> None:
+    tokens = await open_session(mesh)
+    await mesh.auth.Logout(pb.LogoutRequest(), metadata=bearer(tokens.access_token))
+    past = f"tokens_expire_at = now() - interval '{seconds} seconds'"
+    await execute(database_url, f"UPDATE auth.session SET {past}")  # noqa: S608
+    assert len(await rows(database_url, "SELECT session FROM policy.revoked")) == remembered
+
+
 async def test_unknown_refresh_token_is_refused(mesh: Mesh) -> None:
     request = pb.RefreshTokenRequest(refresh_token="ipr_unheard-of")
     assert await reason(mesh.auth.RefreshToken(request)) == (

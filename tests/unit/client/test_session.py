@@ -10,6 +10,7 @@ import pytest
 
 from inferplane.client import FileStore, Inferplane, MemoryStore, Password, Tokens, errors
 from inferplane.client.endpoints import Endpoints
+from inferplane.server.auth.sessions import REFRESH_GRACE
 from tests.support.fake_serving import FakeMesh
 
 _REFRESHER = """
@@ -141,6 +142,18 @@ async def test_logout_forgets_the_tokens_even_where_the_session_is_over(mesh: Fa
     assert await store.load() is None
 
 
+async def test_logout_keeps_the_tokens_where_auth_could_not_be_asked(mesh: FakeMesh) -> None:
+    store = MemoryStore(Tokens.of(mesh.auth.issue()))
+    mesh.fault("Logout", grpc.StatusCode.UNAVAILABLE, times=9)
+    async with Inferplane.connect(mesh.endpoints, store) as plane:
+        with pytest.raises(errors.Unavailable):
+            await plane.auth.logout()
+        assert await store.load() is not None
+        mesh.fakes.faults.clear()
+        await plane.auth.logout()
+    assert (mesh.auth.logouts, await store.load()) == (1, None)
+
+
 async def test_processes_that_share_the_credentials_share_one_refresh(mesh: FakeMesh, tmp_path: Path) -> None:
     from inferplane.client.endpoints import save_profile
 
@@ -193,3 +206,20 @@ async def test_a_refresh_whose_answer_was_lost_is_repeated(mesh: FakeMesh) -> No
     async with Inferplane.connect(mesh.endpoints, store) as plane:
         await plane.auth.whoami()
     assert mesh.fakes.calls == ["RefreshToken", "RefreshToken", "WhoAmI"]
+
+
+async def test_a_refresh_without_an_answer_in_time_is_repeated(mesh: FakeMesh) -> None:
+    mesh.fault("RefreshToken", grpc.StatusCode.DEADLINE_EXCEEDED, times=2)
+    store = MemoryStore(_expiring(Tokens.of(mesh.auth.issue())))
+    async with Inferplane.connect(mesh.endpoints, store) as plane:
+        await plane.auth.whoami()
+    assert mesh.fakes.calls == ["RefreshToken"] * 3 + ["WhoAmI"]
+
+
+async def test_all_tries_of_a_refresh_are_over_within_the_services_grace(mesh: FakeMesh) -> None:
+    mesh.fault("RefreshToken", grpc.StatusCode.DEADLINE_EXCEEDED, times=99)
+    async with Inferplane.connect(mesh.endpoints, Tokens.of(mesh.auth.issue())) as plane:
+        with pytest.raises(errors.DeadlineExceeded):
+            await plane.auth.refresh()
+    assert mesh.fakes.calls == ["RefreshToken"] * len(mesh.fakes.time_remaining)
+    assert sum(mesh.fakes.time_remaining) < REFRESH_GRACE.total_seconds() / 2

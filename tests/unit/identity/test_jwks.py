@@ -87,16 +87,40 @@ async def test_unknown_key_ids_do_not_make_a_flood_of_fetches(clock: Clock) -> N
     assert auth.fetches == 1
 
 
-async def test_a_caller_who_leaves_does_not_make_the_others_credentials_invalid(clock: Clock) -> None:
-    never = asyncio.Event()
+class SlowAuth(Auth):
+    """Answers when it is let."""
 
-    async def hang() -> str:
-        await never.wait()
-        return ""
+    def __init__(self, *kids: str) -> None:
+        super().__init__(*kids)
+        self.asked, self.let = asyncio.Event(), asyncio.Event()
 
-    cache = JwksCache(hang)
+    async def fetch(self) -> str:
+        self.asked.set()
+        await self.let.wait()
+        return await super().fetch()
+
+
+async def test_a_caller_who_leaves_does_not_end_the_fetch_that_others_wait_for(clock: Clock) -> None:
+    auth = SlowAuth("a")
+    cache = JwksCache(auth.fetch)
     first = asyncio.create_task(outcome(cache, "a"))
     second = asyncio.create_task(outcome(cache, "a"))
-    await asyncio.sleep(0)
+    await auth.asked.wait()
     first.cancel()
-    assert await second == "DEPENDENCY_UNAVAILABLE"
+    await asyncio.wait([first])
+    auth.let.set()
+    assert (await second).kid == "a"
+    assert auth.fetches == 1
+
+
+async def test_callers_who_leave_at_once_do_not_starve_those_who_come_after(clock: Clock) -> None:
+    auth = SlowAuth("a")
+    cache = JwksCache(auth.fetch)
+    hasty = [asyncio.create_task(outcome(cache, f"k{number}")) for number in range(10)]
+    await auth.asked.wait()
+    for caller in hasty:
+        caller.cancel()
+    await asyncio.wait(hasty)
+    auth.let.set()
+    assert (await outcome(cache, "a")).kid == "a"
+    assert auth.fetches == 1

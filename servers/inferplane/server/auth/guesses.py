@@ -34,12 +34,12 @@ async def charge(store: "AuthReader", username: str, device: str) -> InferplaneE
     """Count a guess; RATE_LIMITED where it must not be evaluated any more.
 
     The count is one statement, so that of guesses made at once no more than MAX_GUESSES are evaluated. It must be
-    committed whatever becomes of the guess.
+    committed whatever becomes of the guess. One that is refused is not counted: nothing would take it back.
     """
     at = now()
-    guesses, since = await store.charge_guess(username, device, at, at - WINDOW, MAX_GUESSES + 1)
-    if guesses <= MAX_GUESSES:
+    if await store.charge_guess(username, device, at, at - WINDOW, MAX_GUESSES):
         return None
+    since = await store.guesses_since(username, device) or at
     return InferplaneError(ErrorReason.ERROR_REASON_RATE_LIMITED, retry_after=_wait(since, at))
 
 

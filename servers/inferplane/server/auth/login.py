@@ -66,7 +66,8 @@ class LoginFlow:
     async def login(self, attempt: Attempt, actor: Actor) -> SignedIn:
         """Raises LOGIN_FAILED, RATE_LIMITED or OVERLOADED. No connection is held while the password is hashed."""
         device = self._devices.device_of(attempt.device_token, attempt.username)
-        session = await self._turns.take(device, attempt.address, lambda: self._evaluate(attempt, device, actor))
+        evaluate = lambda: self._evaluate(attempt, device, actor)  # noqa: E731
+        session = await self._turns.take(device, attempt.username, attempt.address, evaluate)
         token = await self._token(session)
         return SignedIn(session, token, self._devices.token(attempt.username, device))
 

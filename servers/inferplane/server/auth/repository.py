@@ -76,12 +76,10 @@ class AuthReader:
         await self._connection.execute(sa.delete(session).where(session.c.expires_at < at))
         await self._connection.execute(sa.delete(login_attempt).where(login_attempt.c.window_start <= guesses_since))
 
-    async def charge_guess(
-        self, username: str, device: str, at: datetime, since: datetime, most: int
-    ) -> tuple[int, datetime]:
-        """Count one guess, in a new window if the last began at `since` or before, up to `most`.
+    async def charge_guess(self, username: str, device: str, at: datetime, since: datetime, most: int) -> bool:
+        """Count one guess, in a new window if the last began at `since` or before.
 
-        Answers the count and when its window began.
+        Whether there was room for it: of one window at most `most` are counted.
         """
         table = login_attempt
         over = table.c.window_start <= since
@@ -89,13 +87,18 @@ class AuthReader:
         statement = statement.on_conflict_do_update(
             index_elements=[table.c.username, table.c.device],
             set_={
-                "attempts": sa.case((over, 1), else_=sa.func.least(table.c.attempts + 1, most)),
+                "attempts": sa.case((over, 1), else_=table.c.attempts + 1),
                 "window_start": sa.case((over, at), else_=table.c.window_start),
             },
+            where=sa.or_(over, table.c.attempts < most),
         )
-        counted = await self._connection.execute(statement.returning(table.c.attempts, table.c.window_start))
-        row = counted.one()
-        return row.attempts, row.window_start
+        counted = await self._connection.execute(statement.returning(table.c.attempts))
+        return counted.one_or_none() is not None
+
+    async def guesses_since(self, username: str, device: str) -> datetime | None:
+        """When the window began in which guesses are counted."""
+        mine = sa.and_(login_attempt.c.username == username, login_attempt.c.device == device)
+        return await self._connection.scalar(sa.select(login_attempt.c.window_start).where(mine))
 
     async def count_failed_sign_in(self, resource: str, at: datetime, *, failures: int = 0, refused: int = 0) -> None:
         """Count failed sign-ins that the audit is yet to tell of."""
@@ -181,8 +184,9 @@ class AuthRepository(AuthReader):
         await self._connection.execute(sa.insert(session), values)
 
     async def prolong_session(self, renewed: Session) -> None:
-        """Move a session's end, and that of its access tokens."""
-        values = {"expires_at": renewed.expires_at, "tokens_expire_at": renewed.tokens_expire_at}
+        """Move a session's end, and that of its access tokens: never to before one that was given longer may live."""
+        latest = sa.func.greatest(session.c.tokens_expire_at, renewed.tokens_expire_at)
+        values = {"expires_at": renewed.expires_at, "tokens_expire_at": latest}
         await self._connection.execute(sa.update(session).where(session.c.id == renewed.id).values(values))
 
     async def add_refresh_token(self, token_hash: bytes, session_id: UUID, issued_at: datetime) -> None:

@@ -15,8 +15,11 @@ if TYPE_CHECKING:
 
 __all__ = ["REFRESH_GRACE", "RefreshRow", "Session", "Sessions"]
 
-REFRESH_GRACE = timedelta(seconds=30)
-"""How long a used refresh token answers its successor again: whose answer was lost must be able to ask once more."""
+REFRESH_GRACE = timedelta(seconds=90)
+"""How long a used refresh token answers its successor again: whose answer was lost must be able to ask once more.
+
+Much longer than a client takes for all its tries, which is 30 s.
+"""
 
 
 @dataclass(frozen=True, slots=True)

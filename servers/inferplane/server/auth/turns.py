@@ -39,20 +39,27 @@ def address_of(peer: str) -> str:
 
 
 class Turns:
-    """Lets strangers take turns by address, and known devices by device. What there is no room for is refused."""
+    """Lets strangers take turns by address, and known devices by user: each sign-in may make another device.
+
+    What there is no room for is refused; when strangers fill the room, whoever waits with most gives way to others.
+    """
 
     def __init__(self) -> None:
         self._strangers = FairGate(
-            capacity=STRANGERS, each=STRANGERS, waiting=STRANGERS_WAITING, waiting_each=STRANGERS_WAITING_EACH
+            capacity=STRANGERS,
+            each=STRANGERS,
+            waiting=STRANGERS_WAITING,
+            waiting_each=STRANGERS_WAITING_EACH,
+            displace=True,
         )
         self._known = FairGate(capacity=KNOWN, each=KNOWN, waiting=KNOWN_WAITING, waiting_each=KNOWN_WAITING_EACH)
 
-    async def take(self, device: str, address: str, work: Callable[[], Awaitable[T]]) -> T:
-        """Do `work` when it is its turn; raises OVERLOADED at once where too many wait.
+    async def take(self, device: str, username: str, address: str, work: Callable[[], Awaitable[T]]) -> T:
+        """Do `work` when it is its turn; raises OVERLOADED where too many wait.
 
         The place is held until the work is done, even where its caller has left: a thread cannot be stopped.
         """
-        gate, caller = (self._strangers, address) if device == UNKNOWN else (self._known, device)
+        gate, caller = (self._strangers, address) if device == UNKNOWN else (self._known, username)
         try:
             await gate.enter(caller, 1)
         except GateFullError:

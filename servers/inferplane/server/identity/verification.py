@@ -33,14 +33,17 @@ LATEST = 253_402_300_799
 
 
 class JwksCache:
-    """Auth's public keys, fetched when first needed and when an unknown key id turns up, at most every 2 s."""
+    """Auth's public keys, fetched when first needed and when an unknown key id turns up, at most every 2 s.
+
+    A fetch belongs to none of those who wait for it: one who leaves does not end it.
+    """
 
     def __init__(self, fetch: Callable[[], Awaitable[str]]) -> None:
         self._fetch = fetch
         self._keys: dict[str, Any] = {}
         self._tried_at = float("-inf")
         self._failed = True
-        self._lock = asyncio.Lock()
+        self._fetching: asyncio.Task[None] | None = None
 
     def fetch_from(self, fetch: Callable[[], Awaitable[str]]) -> None:
         """Get them from elsewhere from now on: Auth has its own."""
@@ -49,9 +52,10 @@ class JwksCache:
     async def key(self, kid: str) -> Any:
         """The key of that id, or None; DEPENDENCY_UNAVAILABLE where it is not known and the last fetch failed."""
         if kid not in self._keys:
-            async with self._lock:
-                if kid not in self._keys and time.monotonic() - self._tried_at > REFETCH_INTERVAL:
-                    await self._refresh()
+            if self._fetching is None and time.monotonic() - self._tried_at > REFETCH_INTERVAL:
+                self._fetching = asyncio.create_task(self._refresh())
+            if self._fetching is not None:
+                await asyncio.shield(self._fetching)
             if kid not in self._keys and self._failed:
                 raise InferplaneError(
                     ErrorReason.ERROR_REASON_DEPENDENCY_UNAVAILABLE, retry_after=REFETCH_INTERVAL, dependency="auth"
@@ -59,18 +63,18 @@ class JwksCache:
         return self._keys.get(kid)
 
     async def _refresh(self) -> None:
-        # Failed until it has succeeded: whoever asks may be cancelled meanwhile.
-        self._failed = True
         try:
             keys = KeySet.import_key_set(json.loads(await self._fetch()))
         except Exception as error:  # noqa: BLE001 - whatever it is, there are no keys
             log.warning("jwks_fetch_failed", error=type(error).__name__)
+            self._failed = True
         else:
             self._keys = {str(key.kid): key for key in keys.keys}
             self._failed = False
         finally:
             # Counted from its end: a fetch may take longer than the pause.
             self._tried_at = time.monotonic()
+            self._fetching = None
 
 
 class Verifier:
