@@ -83,8 +83,13 @@ class ArtifactClient:
 
         Raises NotFound, and FailedPrecondition where it has versions or other uploads.
         """
+        await self._delete_model(name, force=force, timeout=timeout)
+
+    async def _delete_model(
+        self, name: str, *, force: bool = False, upload: str = "", timeout: float | None = None
+    ) -> None:
         request = model_registry_service_pb2.DeleteModelRequest(
-            name=f"models/{model_id(name)}", force=force, idempotency_key=new_key()
+            name=f"models/{model_id(name)}", force=force, upload=upload, idempotency_key=new_key()
         )
         await unary(self.registry.DeleteModel, request, timeout)
 
@@ -145,7 +150,7 @@ class ArtifactClient:
 
         A push that broke off goes on where it stood when the same file is pushed again. `label_output` names
         the output that holds the predicted class. A model that was made for a file which is then refused is removed
-        again. Raises DigestMismatch where the service stored other bytes,
+        again, unless others push to it meanwhile. Raises DigestMismatch where the service stored other bytes,
         OSError where the file cannot be read.
         """
         model_id(name)
@@ -156,7 +161,7 @@ class ArtifactClient:
         except (InvalidArgument, ResourceExhausted) as error:
             if created and error.reason in _REFUSALS:
                 with contextlib.suppress(InferplaneClientError):
-                    await self.delete_model(name)
+                    await self._delete_model(name, upload=f"models/{name}/uploads/{file.upload_id(name)}")
             raise
 
     async def _push_version(

@@ -22,6 +22,8 @@ Labels = str | int | Sequence[str | int]
 IdKind = Literal["auto", "prediction", "client"]
 
 _BATCH = 1000
+_BATCH_LABELS = 200_000
+"""What the service takes in one request."""
 _RETRY_PAUSE = 0.25
 _UUID7 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}", re.IGNORECASE)
 
@@ -47,9 +49,9 @@ class ReportingClient:
         """Tell the right answers of predictions; gives the number of predictions that had none before.
 
         The keys are prediction ids or the client's own request ids; `ids` says which, and `auto` takes a
-        UUIDv7 for a prediction id. Up to 1,000 are stored all or none, more in several such batches. Records
-        arrive seconds after their predictions, so an unknown id is tried again for `settle` seconds before
-        NotFound is raised.
+        UUIDv7 for a prediction id. Up to 1,000, with up to 200,000 labels, are stored all or none, more in several
+        such batches. Records arrive seconds after their predictions, so an unknown id is tried again for `settle`
+        seconds before NotFound is raised.
         """
         name = f"deployments/{model_id(deployment, 'deployment')}"
         items = [_feedback(key, value, ids) for key, value in labels.items()]
@@ -118,8 +120,16 @@ def _feedback(key: str, labels: Labels, ids: IdKind) -> Feedback:
 
 
 def _batches(items: Sequence[Feedback]) -> Iterator[Sequence[Feedback]]:
-    for start in range(0, len(items), _BATCH):
-        yield items[start : start + _BATCH]
+    batch: list[Feedback] = []
+    room = _BATCH_LABELS
+    for item in items:
+        if batch and (len(batch) == _BATCH or len(item.labels) > room):
+            yield batch
+            batch, room = [], _BATCH_LABELS
+        batch.append(item)
+        room -= len(item.labels)
+    if batch:
+        yield batch
 
 
 def _time_range(since: datetime | None, until: datetime | None) -> TimeRange:

@@ -1,5 +1,7 @@
 """DeleteModel, and what is removed of pushes that led to nothing."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,10 @@ from sqlalchemy import URL
 
 from inferplane.artifact.v1 import model_registry_service_pb2 as pb
 from inferplane.client import Inferplane, errors
-from inferplane.server.settings import ServiceName
-from tests.support.artifact import Artifacts, data_messages, new_upload, rows
-from tests.support.mesh import ADMIN, Mesh, reason
+from inferplane.client.transfer import Upload
+from inferplane.server.settings import ServiceName, Settings
+from tests.support.artifact import CHUNK, Artifacts, bytes_of, data_messages, new_upload, rows
+from tests.support.mesh import ADMIN, Mesh, reason, running_mesh
 
 NOT_EMPTY = (grpc.StatusCode.FAILED_PRECONDITION, "MODEL_NOT_EMPTY")
 NOT_FOUND = (grpc.StatusCode.NOT_FOUND, "MODEL_NOT_FOUND")
@@ -74,14 +77,37 @@ async def test_who_may_not_write_the_model_may_not_delete_it(artifacts: Artifact
     assert await reason(delete(artifacts)) == (grpc.StatusCode.PERMISSION_DENIED, "PERMISSION_DENIED")
 
 
+async def test_where_an_upload_is_named_the_callers_other_uploads_keep_a_model(artifacts: Artifacts) -> None:
+    first, second = await artifacts.push(), await artifacts.push()
+    assert await reason(delete(artifacts, upload=first)) == NOT_EMPTY
+    assert (await artifacts.status(first)).complete
+    await artifacts.create_version(second)
+
+
+async def test_where_an_upload_is_named_it_goes_with_the_model(artifacts: Artifacts) -> None:
+    upload = await artifacts.push()
+    await delete(artifacts, upload=upload)
+    assert await reason(get(artifacts)) == NOT_FOUND
+
+
+async def test_an_upload_of_another_model_is_refused(artifacts: Artifacts) -> None:
+    call = delete(artifacts, upload=new_upload("other"))
+    assert await reason(call) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
+
+
+@asynccontextmanager
+async def client(mesh: Mesh, artifacts: Artifacts) -> AsyncIterator[Inferplane]:
+    endpoints = {name.value: address for name, address in mesh.settings.endpoints.items()}
+    unused = dict.fromkeys(("inference", "reporting"), endpoints[ServiceName.ARTIFACT])
+    async with Inferplane.connect({**endpoints, **unused}, artifacts.metadata[0][1].removeprefix("Bearer ")) as plane:
+        yield plane
+
+
 async def test_a_push_that_is_refused_leaves_no_model(mesh: Mesh, tmp_path: Path) -> None:
     artifacts = await Artifacts.of(mesh)
     path = tmp_path / "bad.onnx"
     path.write_bytes(b"no model at all")
-    endpoints = {name.value: address for name, address in mesh.settings.endpoints.items()}
-    unused = dict.fromkeys(("inference", "reporting"), endpoints[ServiceName.ARTIFACT])
-    token = artifacts.metadata[0][1].removeprefix("Bearer ")
-    async with Inferplane.connect({**endpoints, **unused}, token) as plane:
+    async with client(mesh, artifacts) as plane:
         with pytest.raises(errors.InvalidArgument):
             await plane.artifact.push("digits", path)
         assert await reason(get(artifacts)) == NOT_FOUND
@@ -89,3 +115,36 @@ async def test_a_push_that_is_refused_leaves_no_model(mesh: Mesh, tmp_path: Path
         with pytest.raises(errors.InvalidArgument):
             await plane.artifact.push("digits", path)
     await get(artifacts)
+
+
+async def test_a_push_that_is_too_large_leaves_no_model(settings: Settings, tmp_path: Path) -> None:
+    small = settings.model_copy(update={"max_artifact_size": CHUNK})
+    path = tmp_path / "large.onnx"
+    path.write_bytes(bytes_of(CHUNK + 1))
+    async with running_mesh(small, ServiceName.AUTH, ServiceName.ARTIFACT) as mesh:
+        artifacts = await Artifacts.of(mesh)
+        async with client(mesh, artifacts) as plane:
+            with pytest.raises(errors.ResourceExhausted):
+                await plane.artifact.push("digits", path)
+        assert await reason(get(artifacts)) == NOT_FOUND
+
+
+async def test_a_push_that_is_refused_leaves_the_upload_of_another_push_of_the_same_user(
+    mesh: Mesh, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifacts = await Artifacts.of(mesh)
+    path = tmp_path / "bad.onnx"
+    path.write_bytes(b"no model at all")
+    others: list[str] = []
+    run = Upload.run
+
+    async def run_beside_another(upload: Upload) -> None:
+        others.append(await artifacts.push())
+        await run(upload)
+
+    monkeypatch.setattr(Upload, "run", run_beside_another)
+    async with client(mesh, artifacts) as plane:
+        with pytest.raises(errors.InvalidArgument):
+            await plane.artifact.push("digits", path)
+    (other,) = others
+    await artifacts.create_version(other)

@@ -212,6 +212,18 @@ async def test_an_artifact_may_be_as_large_as_the_settings_say_and_no_larger(set
         assert await reason(call) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "ARTIFACT_TOO_LARGE")
 
 
+async def test_an_upload_that_became_too_large_is_discarded(settings: Settings) -> None:
+    small = settings.model_copy(update={"max_artifact_size": CHUNK})
+    async with running_mesh(small, ServiceName.AUTH, ServiceName.ARTIFACT) as mesh:
+        artifacts = await Artifacts.of(mesh)
+        await artifacts.model()
+        upload = new_upload()
+        await artifacts.write(*data_messages(upload, bytes_of(CHUNK)))
+        call = artifacts.write(message(upload, write_offset=CHUNK, data=b"x"), ends=False)
+        assert await reason(call) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "ARTIFACT_TOO_LARGE")
+        assert await reason(artifacts.status(upload)) == (grpc.StatusCode.NOT_FOUND, "UPLOAD_NOT_FOUND")
+
+
 async def test_a_stream_that_another_one_overtook_is_told_and_changes_nothing(artifacts: Artifacts) -> None:
     upload = new_upload()
     slow, fast = bytes_of(CHUNK, seed=1), bytes_of(CHUNK, seed=2)

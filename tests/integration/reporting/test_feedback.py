@@ -1,6 +1,8 @@
 """Labels find their prediction, fit it, are given once, and all or none."""
 
 import asyncio
+import threading
+from collections.abc import Iterable
 from typing import Any
 
 import grpc
@@ -11,6 +13,9 @@ from sqlalchemy import URL
 from inferplane.reporting.v1 import reporting_service_pb2 as pb
 from inferplane.reporting.v1.prediction_pb2 import Feedback
 from inferplane.server.ids import uuid7
+from inferplane.server.limits import MAX_LABELS
+from inferplane.server.reporting import repository
+from inferplane.server.reporting.feedback import MAX_ANSWER_LABELS
 from tests.integration.reporting.records import Reporting, bad_fields, by_client_id, by_id, record, rows, two_waiting
 from tests.support.mesh import ADMIN, detail, error_info, failure, reason
 
@@ -230,3 +235,28 @@ async def test_of_contradicting_requests_at_once_one_wins(reporting: Reporting, 
     losers = [outcome for outcome in outcomes if isinstance(outcome, grpc.aio.AioRpcError)]
     assert [error_info(error).reason for error in losers] == ["FEEDBACK_CONFLICT"] * 3
     assert len({tuple(labels) for _, labels in await stored(database_url)}) == 1
+
+
+async def test_a_request_holds_a_bounded_number_of_labels(reporting: Reporting) -> None:
+    predictions = [record() for _ in range(MAX_ANSWER_LABELS // MAX_LABELS + 1)]
+    entries = [by_id(prediction, *["7"] * MAX_LABELS) for prediction in predictions]
+    assert await bad_fields(reporting.feedback(*entries)) == ["feedback"]
+
+
+async def test_labels_are_written_out_once_and_off_the_loop(
+    reporting: Reporting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prediction = record()
+    await reporting.ingest(prediction)
+    await reporting.feedback(by_id(prediction, "7"))
+    threads: list[int] = []
+    literal = repository._array_literal
+
+    def noted(labels: Iterable[str]) -> str:
+        threads.append(threading.get_ident())
+        return literal(labels)
+
+    monkeypatch.setattr(repository, "_array_literal", noted)
+    await reporting.feedback(by_id(prediction, "7"))
+    (thread,) = threads
+    assert thread != threading.get_ident()

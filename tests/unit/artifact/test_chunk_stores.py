@@ -7,7 +7,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import obstore
@@ -16,10 +18,11 @@ from obstore.exceptions import GenericError, NotSupportedError
 from obstore.store import MemoryStore
 
 from inferplane.common.v1.errors_pb2 import ErrorReason
-from inferplane.server.artifact import local_chunk_store
+from inferplane.server.artifact import local_chunk_store, store_watch
 from inferplane.server.artifact.chunk_store import chunk_digest
 from inferplane.server.artifact.local_chunk_store import LocalChunkStore
 from inferplane.server.artifact.object_chunk_store import ObjectChunkStore
+from inferplane.server.artifact.store_watch import StoreWatch
 from inferplane.server.errors import InferplaneError
 
 DATA = b"some bytes of a model"
@@ -186,6 +189,90 @@ async def test_a_folder_with_little_room_takes_no_writes_and_is_read(
     with pytest.raises(InferplaneError) as caught:
         await chunks.check(writes=True)
     assert "is full" in caught.value.metadata["detail"]
+
+
+async def test_a_write_that_would_take_the_last_room_is_answered_as_by_a_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chunks = await LocalChunkStore.open(tmp_path)
+    monkeypatch.setattr(local_chunk_store, "LEAST_ROOM", shutil.disk_usage(tmp_path).free)
+    with pytest.raises(InferplaneError) as caught:
+        await chunks.put(DIGEST, bytes(64 << 20))
+    assert caught.value.reason == ErrorReason.ERROR_REASON_DEPENDENCY_UNAVAILABLE
+    assert "is full" in caught.value.metadata["detail"]
+    assert not files(tmp_path)
+
+
+async def test_a_folder_that_hangs_is_reported_and_takes_one_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chunks = await LocalChunkStore.open(tmp_path)
+    go_on, probe, looks = threading.Event(), local_chunk_store._probe, 0
+    reported: dict[str, bool] = {}
+
+    def hang(folder: Path, writes: bool) -> None:
+        nonlocal looks
+        looks += 1
+        go_on.wait(60)
+        probe(folder, writes)
+
+    monkeypatch.setattr(local_chunk_store, "_probe", hang)
+    monkeypatch.setattr(store_watch, "TIMEOUT", 0.05)
+    watch = StoreWatch(chunks, reported.__setitem__)
+    try:
+        for _ in range(3):
+            reported.clear()
+            await asyncio.wait_for(asyncio.shield(asyncio.ensure_future(watch.look())), 10)
+            assert reported == {store_watch.READS: False, store_watch.WRITES: False}
+        assert looks == 1
+    finally:
+        go_on.set()
+    assert chunks._checking is not None
+    await asyncio.wait_for(chunks._checking, 10)
+    monkeypatch.setattr(store_watch, "TIMEOUT", 10.0)
+    await watch.look()
+    assert reported == {store_watch.READS: True, store_watch.WRITES: True}
+
+
+async def test_a_start_on_a_folder_that_hangs_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on = threading.Event()
+    monkeypatch.setattr(local_chunk_store, "_prepare", lambda _: go_on.wait(60))
+    monkeypatch.setattr(local_chunk_store, "START_TIMEOUT", 0.05)
+    try:
+        with pytest.raises(InferplaneError) as caught:
+            await asyncio.wait_for(asyncio.shield(asyncio.ensure_future(LocalChunkStore.open(tmp_path))), 10)
+    finally:
+        go_on.set()
+    assert "does not answer" in caught.value.metadata["detail"]
+
+
+async def test_slow_writes_leave_threads_to_others_and_take_no_more_than_theirs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(2))
+    chunks = await LocalChunkStore.open(tmp_path)
+    go_on, full = threading.Event(), threading.Event()
+    write, writing, most = local_chunk_store._write, 0, 0
+
+    def slow(path: Path, data: bytes) -> None:
+        nonlocal writing, most
+        writing += 1
+        most = max(most, writing)
+        if writing == local_chunk_store.THREADS:
+            full.set()
+        go_on.wait(60)
+        write(path, data)
+        writing -= 1
+
+    monkeypatch.setattr(local_chunk_store, "_write", slow)
+    datas = [bytes([number]) for number in range(2 * local_chunk_store.THREADS)]
+    puts = [asyncio.ensure_future(chunks.put(chunk_digest(data), data)) for data in datas]
+    try:
+        assert await asyncio.wait_for(asyncio.to_thread(full.wait, 5), 10)
+    finally:
+        go_on.set()
+    await asyncio.gather(*puts)
+    assert most == local_chunk_store.THREADS
 
 
 async def test_a_folder_that_is_gone_is_an_outage(tmp_path: Path) -> None:

@@ -100,6 +100,13 @@ async def test_feedback_is_sent_in_batches_that_the_service_takes(mesh: FakeMesh
     assert [len(request.feedback) for request in mesh.reporting.feedback] == [1000, 1]
 
 
+async def test_feedback_of_many_labels_is_sent_in_batches_that_the_service_takes(
+    mesh: FakeMesh, plane: Inferplane
+) -> None:
+    await plane.reporting.submit_feedback("digits", {str(number): ["1"] * 10_000 for number in range(21)})
+    assert [len(request.feedback) for request in mesh.reporting.feedback] == [20, 1]
+
+
 async def test_feedback_waits_for_a_record_that_is_on_its_way(mesh: FakeMesh, plane: Inferplane) -> None:
     mesh.fault("SubmitFeedback", grpc.StatusCode.NOT_FOUND, "PREDICTION_NOT_FOUND")
     assert await plane.reporting.submit_feedback("digits", {PREDICTION_ID: 1}) == 1

@@ -26,7 +26,7 @@ from inferplane.artifact.v1 import model_pb2 as inferplane_dot_artifact_dot_v1_d
 from inferplane.common.v1 import access_pb2 as inferplane_dot_common_dot_v1_dot_access__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n3inferplane/artifact/v1/model_registry_service.proto\x12\x16inferplane.artifact.v1\x1a\"inferplane/artifact/v1/model.proto\x1a!inferplane/common/v1/access.proto\"T\n\x12\x43reateModelRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x03 \x01(\t\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\":\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"\\\n\x12ListModelsResponse\x12-\n\x06models\x18\x01 \x03(\x0b\x32\x1d.inferplane.artifact.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"J\n\x12\x44\x65leteModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\x12\x17\n\x0fidempotency_key\x18\x03 \x01(\t\"\x15\n\x13\x44\x65leteModelResponse\"j\n\x19\x43reateModelVersionRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0e\n\x06upload\x18\x02 \x01(\t\x12\x14\n\x0clabel_output\x18\x03 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x04 \x01(\t\"&\n\x16GetModelVersionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"Q\n\x18ListModelVersionsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"r\n\x19ListModelVersionsResponse\x12<\n\x0emodel_versions\x18\x01 \x03(\x0b\x32$.inferplane.artifact.v1.ModelVersion\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"O\n\x0fSetAliasRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x03 \x01(\t\"K\n\x12ListAliasesRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"c\n\x13ListAliasesResponse\x12\x33\n\x07\x61liases\x18\x01 \x03(\x0b\x32\".inferplane.artifact.v1.ModelAlias\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xef\x08\n\x14ModelRegistryService\x12n\n\x0b\x43reateModel\x12*.inferplane.artifact.v1.CreateModelRequest\x1a\x1d.inferplane.artifact.v1.Model\"\x14\xc2\xf3\x18\x10\"\x0e\x08\x03\x12\n\n\x08model_id\x12\x64\n\x08GetModel\x12\'.inferplane.artifact.v1.GetModelRequest\x1a\x1d.inferplane.artifact.v1.Model\"\x10\xc2\xf3\x18\x0c\"\n\x08\x01\x12\x06\n\x04name\x12o\n\nListModels\x12).inferplane.artifact.v1.ListModelsRequest\x1a*.inferplane.artifact.v1.ListModelsResponse\"\n\xc2\xf3\x18\x06\"\x04\x08\x01\x18\x01\x12x\n\x0b\x44\x65leteModel\x12*.inferplane.artifact.v1.DeleteModelRequest\x1a+.inferplane.artifact.v1.DeleteModelResponse\"\x10\xc2\xf3\x18\x0c\"\n\x08\x03\x12\x06\n\x04name\x12\x89\x01\n\x12\x43reateModelVersion\x12\x31.inferplane.artifact.v1.CreateModelVersionRequest\x1a$.inferplane.artifact.v1.ModelVersion\"\x1a\xc2\xf3\x18\x16\"\x14\x08\x03\x12\x10\n\x06parent\n\x06upload\x12\x84\x01\n\x0fGetModelVersion\x12..inferplane.artifact.v1.GetModelVersionRequest\x1a$.inferplane.artifact.v1.ModelVersion\"\x1b\xc2\xf3\x18\x17\"\x15\x08\x01\x12\x06\n\x04name*\tinference\x12\x8c\x01\n\x11ListModelVersions\x12\x30.inferplane.artifact.v1.ListModelVersionsRequest\x1a\x31.inferplane.artifact.v1.ListModelVersionsResponse\"\x12\xc2\xf3\x18\x0e\"\x0c\x08\x01\x12\x08\n\x06parent\x12x\n\x08SetAlias\x12\'.inferplane.artifact.v1.SetAliasRequest\x1a\".inferplane.artifact.v1.ModelAlias\"\x1f\xc2\xf3\x18\x1b\"\x19\x08\x04\x12\x15\n\x04name\n\rmodel_version\x12z\n\x0bListAliases\x12*.inferplane.artifact.v1.ListAliasesRequest\x1a+.inferplane.artifact.v1.ListAliasesResponse\"\x12\xc2\xf3\x18\x0e\"\x0c\x08\x01\x12\x08\n\x06parentb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n3inferplane/artifact/v1/model_registry_service.proto\x12\x16inferplane.artifact.v1\x1a\"inferplane/artifact/v1/model.proto\x1a!inferplane/common/v1/access.proto\"T\n\x12\x43reateModelRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x03 \x01(\t\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\":\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"\\\n\x12ListModelsResponse\x12-\n\x06models\x18\x01 \x03(\x0b\x32\x1d.inferplane.artifact.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"Z\n\x12\x44\x65leteModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\x12\x17\n\x0fidempotency_key\x18\x03 \x01(\t\x12\x0e\n\x06upload\x18\x04 \x01(\t\"\x15\n\x13\x44\x65leteModelResponse\"j\n\x19\x43reateModelVersionRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0e\n\x06upload\x18\x02 \x01(\t\x12\x14\n\x0clabel_output\x18\x03 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x04 \x01(\t\"&\n\x16GetModelVersionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"Q\n\x18ListModelVersionsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"r\n\x19ListModelVersionsResponse\x12<\n\x0emodel_versions\x18\x01 \x03(\x0b\x32$.inferplane.artifact.v1.ModelVersion\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"O\n\x0fSetAliasRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x03 \x01(\t\"K\n\x12ListAliasesRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"c\n\x13ListAliasesResponse\x12\x33\n\x07\x61liases\x18\x01 \x03(\x0b\x32\".inferplane.artifact.v1.ModelAlias\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xef\x08\n\x14ModelRegistryService\x12n\n\x0b\x43reateModel\x12*.inferplane.artifact.v1.CreateModelRequest\x1a\x1d.inferplane.artifact.v1.Model\"\x14\xc2\xf3\x18\x10\"\x0e\x08\x03\x12\n\n\x08model_id\x12\x64\n\x08GetModel\x12\'.inferplane.artifact.v1.GetModelRequest\x1a\x1d.inferplane.artifact.v1.Model\"\x10\xc2\xf3\x18\x0c\"\n\x08\x01\x12\x06\n\x04name\x12o\n\nListModels\x12).inferplane.artifact.v1.ListModelsRequest\x1a*.inferplane.artifact.v1.ListModelsResponse\"\n\xc2\xf3\x18\x06\"\x04\x08\x01\x18\x01\x12x\n\x0b\x44\x65leteModel\x12*.inferplane.artifact.v1.DeleteModelRequest\x1a+.inferplane.artifact.v1.DeleteModelResponse\"\x10\xc2\xf3\x18\x0c\"\n\x08\x03\x12\x06\n\x04name\x12\x89\x01\n\x12\x43reateModelVersion\x12\x31.inferplane.artifact.v1.CreateModelVersionRequest\x1a$.inferplane.artifact.v1.ModelVersion\"\x1a\xc2\xf3\x18\x16\"\x14\x08\x03\x12\x10\n\x06parent\n\x06upload\x12\x84\x01\n\x0fGetModelVersion\x12..inferplane.artifact.v1.GetModelVersionRequest\x1a$.inferplane.artifact.v1.ModelVersion\"\x1b\xc2\xf3\x18\x17\"\x15\x08\x01\x12\x06\n\x04name*\tinference\x12\x8c\x01\n\x11ListModelVersions\x12\x30.inferplane.artifact.v1.ListModelVersionsRequest\x1a\x31.inferplane.artifact.v1.ListModelVersionsResponse\"\x12\xc2\xf3\x18\x0e\"\x0c\x08\x01\x12\x08\n\x06parent\x12x\n\x08SetAlias\x12\'.inferplane.artifact.v1.SetAliasRequest\x1a\".inferplane.artifact.v1.ModelAlias\"\x1f\xc2\xf3\x18\x1b\"\x19\x08\x04\x12\x15\n\x04name\n\rmodel_version\x12z\n\x0bListAliases\x12*.inferplane.artifact.v1.ListAliasesRequest\x1a+.inferplane.artifact.v1.ListAliasesResponse\"\x12\xc2\xf3\x18\x0e\"\x0c\x08\x01\x12\x08\n\x06parentb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -60,23 +60,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTMODELSRESPONSE']._serialized_start=329
   _globals['_LISTMODELSRESPONSE']._serialized_end=421
   _globals['_DELETEMODELREQUEST']._serialized_start=423
-  _globals['_DELETEMODELREQUEST']._serialized_end=497
-  _globals['_DELETEMODELRESPONSE']._serialized_start=499
-  _globals['_DELETEMODELRESPONSE']._serialized_end=520
-  _globals['_CREATEMODELVERSIONREQUEST']._serialized_start=522
-  _globals['_CREATEMODELVERSIONREQUEST']._serialized_end=628
-  _globals['_GETMODELVERSIONREQUEST']._serialized_start=630
-  _globals['_GETMODELVERSIONREQUEST']._serialized_end=668
-  _globals['_LISTMODELVERSIONSREQUEST']._serialized_start=670
-  _globals['_LISTMODELVERSIONSREQUEST']._serialized_end=751
-  _globals['_LISTMODELVERSIONSRESPONSE']._serialized_start=753
-  _globals['_LISTMODELVERSIONSRESPONSE']._serialized_end=867
-  _globals['_SETALIASREQUEST']._serialized_start=869
-  _globals['_SETALIASREQUEST']._serialized_end=948
-  _globals['_LISTALIASESREQUEST']._serialized_start=950
-  _globals['_LISTALIASESREQUEST']._serialized_end=1025
-  _globals['_LISTALIASESRESPONSE']._serialized_start=1027
-  _globals['_LISTALIASESRESPONSE']._serialized_end=1126
-  _globals['_MODELREGISTRYSERVICE']._serialized_start=1129
-  _globals['_MODELREGISTRYSERVICE']._serialized_end=2264
+  _globals['_DELETEMODELREQUEST']._serialized_end=513
+  _globals['_DELETEMODELRESPONSE']._serialized_start=515
+  _globals['_DELETEMODELRESPONSE']._serialized_end=536
+  _globals['_CREATEMODELVERSIONREQUEST']._serialized_start=538
+  _globals['_CREATEMODELVERSIONREQUEST']._serialized_end=644
+  _globals['_GETMODELVERSIONREQUEST']._serialized_start=646
+  _globals['_GETMODELVERSIONREQUEST']._serialized_end=684
+  _globals['_LISTMODELVERSIONSREQUEST']._serialized_start=686
+  _globals['_LISTMODELVERSIONSREQUEST']._serialized_end=767
+  _globals['_LISTMODELVERSIONSRESPONSE']._serialized_start=769
+  _globals['_LISTMODELVERSIONSRESPONSE']._serialized_end=883
+  _globals['_SETALIASREQUEST']._serialized_start=885
+  _globals['_SETALIASREQUEST']._serialized_end=964
+  _globals['_LISTALIASESREQUEST']._serialized_start=966
+  _globals['_LISTALIASESREQUEST']._serialized_end=1041
+  _globals['_LISTALIASESRESPONSE']._serialized_start=1043
+  _globals['_LISTALIASESRESPONSE']._serialized_end=1142
+  _globals['_MODELREGISTRYSERVICE']._serialized_start=1145
+  _globals['_MODELREGISTRYSERVICE']._serialized_end=2280
 # @@protoc_insertion_point(module_scope)

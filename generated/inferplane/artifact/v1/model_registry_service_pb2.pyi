@@ -134,22 +134,28 @@ class DeleteModelRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     FORCE_FIELD_NUMBER: _builtins.int
     IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    UPLOAD_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`models/{model}`."""
     force: _builtins.bool
     """Whether uploads of others, and those that are still on their way, are deleted too."""
     idempotency_key: _builtins.str
     """Makes a retry safe: the same key and body answer the same, for 24 hours. At most 128 characters."""
+    upload: _builtins.str
+    """`models/{model}/uploads/{upload}` of the same model. Where it is set, of the caller's own uploads only this one
+    goes with the model, and any other keeps it: for a push that cleans up after itself.
+    """
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         force: _builtins.bool = ...,
         idempotency_key: _builtins.str = ...,
+        upload: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["force", b"force", "idempotency_key", b"idempotency_key", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["force", b"force", "idempotency_key", b"idempotency_key", "name", b"name", "upload", b"upload"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -78,7 +78,7 @@ class SubmitFeedbackRequest(_message.Message):
     """`deployments/{deployment}`, the one that all these predictions came from."""
     @_builtins.property
     def feedback(self) -> _containers.RepeatedCompositeFieldContainer[_prediction_pb2.Feedback]:
-        """1 to 1,000."""
+        """1 to 1,000, with at most 200,000 labels in all."""
 
     def __init__(
         self,

@@ -9,6 +9,7 @@ from inferplane.artifact.v1 import artifact_service_pb2 as artifact_pb
 from inferplane.server.artifact.uploads import Finish, Piece
 from inferplane.server.errors import invalid_field
 from inferplane.server.names import (
+    UPLOAD,
     AliasRef,
     Digest,
     ModelId,
@@ -52,6 +53,10 @@ def _finish_fields(message: artifact_pb.WriteArtifactRequest.FinishWrite) -> dic
     return {"size": message.size, "digest": message.digest}
 
 
+def _upload_if_named(text: str) -> UploadName | None:
+    return UploadName(*UPLOAD.parse(text)) if text else None
+
+
 Text = Annotated[str, AfterValidator(_storable)]
 Amount = Annotated[int, AfterValidator(_not_negative)]
 
@@ -68,6 +73,7 @@ class ModelToGet(Input):
 class ModelToDelete(Input):
     name: ModelRef
     force: bool
+    upload: Annotated[UploadName | None, BeforeValidator(_upload_if_named)]
 
 
 class ModelOfList(Input):

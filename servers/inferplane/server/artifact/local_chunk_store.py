@@ -8,8 +8,11 @@ import errno
 import os
 import secrets
 import shutil
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent import futures
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -28,7 +31,11 @@ T = TypeVar("T")
 
 NAME = "chunk store"
 LEAST_ROOM = 64 << 20
-"""Free bytes without which nothing is written."""
+"""Free bytes that no write takes away."""
+THREADS = 8
+"""Most of them at work in the folder at once."""
+START_TIMEOUT = 15.0
+"""Seconds until a folder that does not answer fails the start."""
 
 _PROBLEMS = {
     errno.ENOSPC: "is full",
@@ -50,57 +57,109 @@ class LocalChunkStore:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._places = asyncio.Semaphore(THREADS)
+        self._checking: asyncio.Future[None] | None = None
 
     @classmethod
     async def open(cls, folder: Path) -> "LocalChunkStore":
-        """The store in `folder`, which is made if it is new; removes what a crash left behind."""
-        await _off_loop(lambda: _prepare(folder))
+        """The store in `folder`, which is made if it is new; removes what a crash left behind.
+
+        Raises DEPENDENCY_UNAVAILABLE where the folder cannot be used or does not answer in time.
+        """
+        try:
+            async with asyncio.timeout(START_TIMEOUT):
+                with _failures_said():
+                    await asyncio.shield(_on_thread(lambda: _prepare(folder)))
+        except TimeoutError as error:
+            raise _hangs() from error
         return cls(folder)
 
     async def put(self, digest: str, data: ChunkBytes) -> None:
         """See `ChunkStore.put`. An existing chunk is written again: it may be damaged or not yet durable."""
         try:
-            await _off_loop(lambda: _write(self._path(digest), data))
+            await self._off_loop(lambda: _write(self._path(digest), data))
         except FileNotFoundError as error:
             raise unavailable(NAME, "has lost its folder") from error
 
     async def read(self, digest: str) -> bytes:
         """See `ChunkStore.read`."""
         try:
-            return await _off_loop(lambda: verified(digest, self._path(digest).read_bytes()))
+            return await self._off_loop(lambda: verified(digest, self._path(digest).read_bytes()))
         except FileNotFoundError:
             raise InferplaneError(ErrorReason.ERROR_REASON_BLOB_CORRUPT, chunk=digest) from None
 
     async def exists(self, digest: str) -> bool:
         """See `ChunkStore.exists`."""
-        return await _off_loop(self._path(digest).is_file)
+        return await self._off_loop(self._path(digest).is_file)
 
     async def delete(self, digest: str) -> None:
         """See `ChunkStore.delete`."""
-        await _off_loop(lambda: self._path(digest).unlink(missing_ok=True))
+        await self._off_loop(lambda: self._path(digest).unlink(missing_ok=True))
 
     async def check(self, *, writes: bool) -> None:
         """See `ChunkStore.check`."""
-        await _off_loop(lambda: _probe(self._folder, writes))
+        # Waits neither for a place nor, once cancelled, for its thread: a folder that hangs must be noticed. While one
+        # check hangs there is no other, so that it takes one thread.
+        if self._checking is not None and not self._checking.done():
+            raise _hangs()
+        self._checking = _on_thread(lambda: _probe(self._folder, writes))
+        with _failures_said():
+            await asyncio.shield(self._checking)
 
     def _path(self, digest: str) -> Path:
         return self._folder / digest[:2] / digest
 
+    async def _off_loop(self, work: Callable[[], T]) -> T:
+        """Do `work` on a thread. Where the caller is cancelled its end is waited for all the same: the chunk that the
+        thread holds would otherwise escape the bound on memory."""
+        async with self._places:
+            running = _on_thread(work)
+            try:
+                with _failures_said():
+                    return await asyncio.shield(running)
+            except asyncio.CancelledError:
+                await asyncio.wait([running])
+                raise
 
-async def _off_loop(work: Callable[[], T]) -> T:
-    """Do `work` on a thread. Where the caller is cancelled its end is waited for all the same: the chunk that the
-    thread holds would otherwise escape the bound on memory."""
-    running = asyncio.ensure_future(asyncio.to_thread(work))
+
+def _on_thread(work: Callable[[], T]) -> "asyncio.Future[T]":
+    """Do `work` on a thread of its own: those of asyncio are few and everybody's, so a slow folder would stop whatever
+    else needs one. One that hangs does not keep the process from ending."""
+    done: futures.Future[T] = futures.Future()
+    # So that nobody who waits can cancel it.
+    done.set_running_or_notify_cancel()
+
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except Exception as error:  # noqa: BLE001 - raised where it is waited for
+            done.set_exception(error)
+
+    threading.Thread(target=run, name="chunk-store", daemon=True).start()
+    return asyncio.wrap_future(done)
+
+
+@contextmanager
+def _failures_said() -> Iterator[None]:
+    """Turn what the folder's system says into DEPENDENCY_UNAVAILABLE, but for a file that is not there."""
     try:
-        return await asyncio.shield(running)
-    except asyncio.CancelledError:
-        await asyncio.wait([running])
-        raise
+        yield
     except FileNotFoundError:
         raise
     except OSError as error:
         log.exception("chunk_store_failed", error=type(error).__name__)
         raise unavailable(NAME, _PROBLEMS.get(error.errno or 0, "")) from error
+
+
+def _hangs() -> InferplaneError:
+    log.error("chunk_store_hangs")
+    return unavailable(NAME, "does not answer")
+
+
+def _check_room(folder: Path, size: int) -> None:
+    """Raises OSError unless LEAST_ROOM stays free when `size` bytes are written."""
+    if shutil.disk_usage(folder).free - size < LEAST_ROOM:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _probe(folder: Path, writes: bool) -> None:
@@ -109,8 +168,7 @@ def _probe(folder: Path, writes: bool) -> None:
         raise OSError(errno.EACCES, os.strerror(errno.EACCES))
     if not writes:
         return
-    if shutil.disk_usage(folder).free < LEAST_ROOM:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    _check_room(folder, 0)
     probe = folder / f".probe.{secrets.token_hex(8)}"
     try:
         with probe.open("xb") as file:
@@ -146,6 +204,7 @@ def _make_folder(folder: Path) -> None:
 
 
 def _write(path: Path, data: ChunkBytes) -> None:
+    _check_room(path.parent, len(data))
     scratch = path.with_name(f".{path.name}.{secrets.token_hex(8)}{_SCRATCH_SUFFIX}")
     descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:

@@ -16,7 +16,7 @@ from inferplane.server.tensors import Signature, TensorSpec
 if TYPE_CHECKING:
     from inferplane.server.artifact.repository import RegistryRepository
 
-__all__ = ["Alias", "Model", "NewVersion", "Registry", "Version", "label_output"]
+__all__ = ["Alias", "Model", "NewVersion", "OwnUploads", "Registry", "Version", "label_output"]
 
 FORMAT = "onnx"
 LABEL_NAMES = ("label", "output_label")
@@ -71,6 +71,14 @@ class NewVersion:
     creator: str
 
 
+@dataclass(frozen=True, slots=True)
+class OwnUploads:
+    """The complete uploads of `owner`, or only the one of them that `only` names."""
+
+    owner: str
+    only: UploadName | None
+
+
 ReadModels = Callable[[str | None, int], Awaitable[Sequence[Model]]]
 """Gives so many models by name after one, or from the first."""
 
@@ -86,15 +94,15 @@ class Registry:
         store.record("model.create", MODEL.format(name))
         return model
 
-    async def delete_model(self, store: "RegistryRepository", name: str, owner: str, *, force: bool) -> None:
-        """Remove a model without versions, and the complete uploads of `owner` or, by `force`, all of its uploads.
+    async def delete_model(self, store: "RegistryRepository", name: str, uploads: OwnUploads | None) -> None:
+        """Remove a model without versions, and those of its uploads, or all of them for None.
 
         Raises MODEL_NOT_FOUND, and MODEL_NOT_EMPTY where there is more.
         """
         last = await store.lock_model(name)
         if last is None:
             raise InferplaneError(ErrorReason.ERROR_REASON_MODEL_NOT_FOUND, model=name)
-        if last or not await store.delete_uploads(name, None if force else owner):
+        if last or not await store.delete_uploads(name, uploads):
             raise InferplaneError(ErrorReason.ERROR_REASON_MODEL_NOT_EMPTY, model=name)
         await store.delete_model(name)
         store.record("model.delete", MODEL.format(name))

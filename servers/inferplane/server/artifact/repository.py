@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from inferplane.common.v1.errors_pb2 import ErrorReason
 from inferplane.server.artifact.blobs import Blob
-from inferplane.server.artifact.registry import Alias, Model, Version
+from inferplane.server.artifact.registry import Alias, Model, OwnUploads, Version
 from inferplane.server.artifact.tables import model, model_alias, model_version, upload
 from inferplane.server.artifact.upload_repository import UploadReader
 from inferplane.server.artifact.uploads import Upload
@@ -150,10 +150,14 @@ class RegistryRepository(RegistryReader):
         query = sa.select(model.c.last_version).where(model.c.name == name).with_for_update()
         return await self._connection.scalar(query)
 
-    async def delete_uploads(self, name: str, owner: str | None) -> bool:
-        """Delete the model's complete uploads of `owner`, or all for None; whether none is left."""
+    async def delete_uploads(self, name: str, uploads: OwnUploads | None) -> bool:
+        """Delete these uploads of the model, or all for None; whether none is left."""
         mine = upload.c.model == name
-        chosen = mine if owner is None else sa.and_(mine, upload.c.complete, upload.c.creator == owner)
+        chosen = mine
+        if uploads is not None:
+            chosen = sa.and_(mine, upload.c.complete, upload.c.creator == uploads.owner)
+            if uploads.only is not None:
+                chosen = sa.and_(chosen, upload.c.id == UUID(uploads.only.upload))
         await self._connection.execute(sa.delete(upload).where(chosen))
         return not await self._connection.scalar(sa.select(sa.exists().where(mine)))
 

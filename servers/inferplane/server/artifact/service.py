@@ -24,7 +24,7 @@ from inferplane.server.artifact.inputs import (
     pieces_of,
 )
 from inferplane.server.artifact.inspection import Inspection
-from inferplane.server.artifact.registry import NewVersion, Registry, visible_models
+from inferplane.server.artifact.registry import NewVersion, OwnUploads, Registry, visible_models
 from inferplane.server.artifact.repository import RegistryReader, RegistryRepository
 from inferplane.server.artifact.uploads import Uploads
 from inferplane.server.errors import InferplaneError, invalid_field
@@ -145,10 +145,12 @@ class ModelRegistryService(model_registry_service_pb2_grpc.ModelRegistryServiceS
         self, request: registry_pb.DeleteModelRequest, context: Any
     ) -> registry_pb.DeleteModelResponse:
         given = parse(ModelToDelete, request)
-        owner = current_call().principal.subject
+        if given.upload is not None and given.upload.model != given.name:
+            raise invalid_field("upload", "must be of the same model")
+        uploads = None if given.force else OwnUploads(current_call().principal.subject, given.upload)
 
         async def delete(unit: Any) -> registry_pb.DeleteModelResponse:
-            await self._registry.delete_model(RegistryRepository(unit), given.name, owner, force=given.force)
+            await self._registry.delete_model(RegistryRepository(unit), given.name, uploads)
             return registry_pb.DeleteModelResponse()
 
         return await self._mutations.run(request, registry_pb.DeleteModelResponse, delete)

@@ -91,7 +91,7 @@ class Uploads:
         A stream that breaks off, or ends without `finish`, leaves all full chunks and loses the rest.
 
         Raises MODEL_NOT_FOUND; WRITE_OFFSET_MISMATCH; UPLOAD_NOT_OPEN; UPLOAD_BUSY where another stream went
-        ahead; ARTIFACT_TOO_LARGE; DIGEST_MISMATCH and BLOB_CORRUPT, after which the upload begins anew;
+        ahead; ARTIFACT_TOO_LARGE, DIGEST_MISMATCH and BLOB_CORRUPT, after which the upload begins anew;
         DEPENDENCY_UNAVAILABLE; OVERLOADED while too many others write.
         """
         # Before anything is read: streams that wait hold no message.
@@ -101,9 +101,9 @@ class Uploads:
                 raise invalid_field("upload", "must be named in the first message")
             upload = await self._open(first, actor)
             writer = _Writer(upload, self._store, self._chunks, self._max_size, self._chunk_size)
-            await writer.take(first)
+            await writer.take(first, actor)
             async for piece in pieces:
-                await writer.take(piece)
+                await writer.take(piece, actor)
             return await writer.end(actor)
 
     async def clean_up(self) -> None:
@@ -137,14 +137,14 @@ class _Writer:
         self._buffer = bytearray()
         self._finish: Finish | None = None
 
-    async def take(self, piece: Piece) -> None:
+    async def take(self, piece: Piece, actor: Actor) -> None:
         """Add a piece."""
         if self._finish is not None:
             raise invalid_field("finish", "must be in the last message")
         if self._upload.complete:
             self._check_repetition(piece)
         else:
-            await self._add(piece)
+            await self._add(piece, actor)
         self._finish = piece.finish
 
     async def end(self, actor: Actor) -> Upload:
@@ -161,11 +161,13 @@ class _Writer:
             raise _busy()
         return complete
 
-    async def _add(self, piece: Piece) -> None:
+    async def _add(self, piece: Piece, actor: Actor) -> None:
         position = self._upload.committed_size + len(self._buffer)
         if piece.offset != position:
             raise _misplaced(self._upload.committed_size)
         if position + len(piece.data) > self._max_size:
+            # It can never be completed.
+            await self._discard(actor)
             raise InferplaneError(ErrorReason.ERROR_REASON_ARTIFACT_TOO_LARGE, max_size=str(self._max_size))
         rest = memoryview(piece.data)
         while rest:

@@ -10,12 +10,15 @@ from inferplane.server.errors import InferplaneError, invalid_field
 from inferplane.server.ids import now
 
 if TYPE_CHECKING:
-    from inferplane.server.reporting.repository import FeedbackRepository
+    from inferplane.server.reporting.repository import FeedbackRepository, GivenLabels
 
-__all__ = ["MAX_ANSWERS", "Answer", "Feedback", "Labels", "Target"]
+__all__ = ["MAX_ANSWERS", "MAX_ANSWER_LABELS", "Answer", "Feedback", "Labels", "Target"]
 
 MAX_ANSWERS = 1000
 """Most answers of one request."""
+
+MAX_ANSWER_LABELS = 200_000
+"""Most labels of one request: to check them and write them out takes 70 ms of a thread."""
 
 ARRIVAL = 1.0
 """Seconds after which a record that was not there is worth asking for again."""
@@ -68,9 +71,10 @@ class Feedback:
             if labels.setdefault(target.id, answer.labels) != answer.labels:
                 raise invalid_field(f"{answer.path}.labels", f"contradicts {paths[target.id]}, of the same prediction")
             paths.setdefault(target.id, answer.path)
-        stored = await store.add_labels(labels, submitter, now())
+        given = await store.given(labels)
+        stored = await store.add_labels(given, submitter, now())
         if stored < len(labels):
-            await self._check_conflicts(store, labels, paths)
+            await self._check_conflicts(store, given, paths)
         store.record("feedback.submit", f"deployments/{deployment}", predictions=len(labels), stored=stored)
         return stored
 
@@ -86,9 +90,9 @@ class Feedback:
         ]
 
     async def _check_conflicts(
-        self, store: "FeedbackRepository", labels: Mapping[UUID, Labels], paths: Mapping[UUID, str]
+        self, store: "FeedbackRepository", given: "GivenLabels", paths: Mapping[UUID, str]
     ) -> None:
-        conflicts = await store.conflicts(labels)
+        conflicts = await store.conflicts(given)
         if conflicts:
             first = next(prediction for prediction in paths if prediction in conflicts)
             raise InferplaneError(

@@ -15,7 +15,7 @@ from inferplane.server.errors import InferplaneError, invalid_field
 from inferplane.server.ids import now
 from inferplane.server.limits import MAX_CLIENT_REQUEST_ID, MAX_LABEL_LENGTH, MAX_LABELS
 from inferplane.server.names import USER, DeploymentRef, Digest, ModelRef, VersionRef
-from inferplane.server.reporting.feedback import MAX_ANSWERS, Answer
+from inferplane.server.reporting.feedback import MAX_ANSWER_LABELS, MAX_ANSWERS, Answer
 from inferplane.server.reporting.predictions import MAX_RECORDS, Prediction, TimeSpan
 from inferplane.server.rpc.validation import Input, parse
 from inferplane.server.settings import ServiceName
@@ -184,6 +184,8 @@ def answers_of(entries: Sequence[prediction_pb2.Feedback]) -> list[Answer]:
     """The answers of a request; raises INVALID_FIELD with paths such as `feedback[3].labels`."""
     if not 0 < len(entries) <= MAX_ANSWERS:
         raise invalid_field("feedback", f"must be 1 to {MAX_ANSWERS}")
+    if sum(len(entry.labels) for entry in entries) > MAX_ANSWER_LABELS:
+        raise invalid_field("feedback", f"must hold at most {MAX_ANSWER_LABELS} labels")
     return [_answer(entry, position) for position, entry in enumerate(entries)]
 
 

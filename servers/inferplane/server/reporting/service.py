@@ -1,10 +1,14 @@
 """Reporting's RPCs: from message to domain call to message."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 from inferplane.reporting.v1 import reporting_service_pb2 as pb
 from inferplane.reporting.v1 import reporting_service_pb2_grpc
+from inferplane.server.errors import InferplaneError
+from inferplane.server.fairness import FairGate, GateFullError
 from inferplane.server.reporting import metrics
 from inferplane.server.reporting.convert import metrics_message, quality_message
 from inferplane.server.reporting.feedback import Feedback
@@ -17,13 +21,22 @@ from inferplane.server.storage.unit_of_work import UnitOfWorkFactory
 __all__ = ["ReportingService"]
 
 
+REPORTS = 2
+"""Reports that are made at once, one of a caller: the other connections are left to those who write."""
+REPORTS_WAITING = 32
+REPORTS_WAITING_EACH = 4
+
+
 class ReportingService(reporting_service_pb2_grpc.ReportingServiceServicer):
     """Prediction records, their labels, and what they add up to."""
 
-    def __init__(self, feedback: Feedback, database: Database, units_of_work: UnitOfWorkFactory) -> None:
+    def __init__(
+        self, feedback: Feedback, database: Database, units_of_work: UnitOfWorkFactory, reports: int = REPORTS
+    ) -> None:
         self._feedback = feedback
         self._database = database
         self._units_of_work = units_of_work
+        self._reports = FairGate(capacity=reports, each=1, waiting=REPORTS_WAITING, waiting_each=REPORTS_WAITING_EACH)
 
     async def IngestPredictions(
         self, request: pb.IngestPredictionsRequest, context: Any
@@ -49,12 +62,26 @@ class ReportingService(reporting_service_pb2_grpc.ReportingServiceServicer):
     async def QueryMetrics(self, request: pb.QueryMetricsRequest, context: Any) -> pb.QueryMetricsResponse:
         model, span = model_of(request), span_of(request.time_range)
         quantiles = metrics.wanted_quantiles(request.quantiles)
-        async with self._database.transaction() as connection:
-            versions = await ReportReader(connection).metrics(model, span, quantiles)
+        async with self._reader() as reader:
+            versions = await reader.metrics(model, span, quantiles)
         return pb.QueryMetricsResponse(versions=[metrics_message(version, quantiles) for version in versions])
 
     async def GetQualityReport(self, request: pb.GetQualityReportRequest, context: Any) -> pb.GetQualityReportResponse:
         model, span = model_of(request), span_of(request.time_range)
-        async with self._database.transaction() as connection:
-            versions = await ReportReader(connection).quality(model, span)
+        async with self._reader() as reader:
+            versions = await reader.quality(model, span)
         return pb.GetQualityReportResponse(versions=[quality_message(version) for version in versions])
+
+    @asynccontextmanager
+    async def _reader(self) -> AsyncIterator[ReportReader]:
+        """A reader when it is the caller's turn; raises OVERLOADED at once where too many reports wait."""
+        caller = current_call().principal.subject
+        try:
+            await self._reports.enter(caller, 1)
+        except GateFullError:
+            raise InferplaneError.overloaded("too many reports at once, of this caller or of all") from None
+        try:
+            async with self._database.transaction() as connection:
+                yield ReportReader(connection)
+        finally:
+            self._reports.leave(caller, 1)
