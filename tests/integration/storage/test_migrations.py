@@ -1,7 +1,9 @@
 """The schema and what the code believes of it."""
 
 import asyncio
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from alembic import command
@@ -9,7 +11,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import URL, Connection, MetaData
+from sqlalchemy import URL, Connection, Engine, MetaData, event
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from inferplane.server.artifact import tables as artifact
@@ -91,7 +93,9 @@ async def pretend(url: URL, version: str, minimum: str) -> None:
     await execute(url, f"UPDATE public.schema_compatibility SET minimum = '{minimum}'")  # noqa: S608 - of this file
 
 
-async def test_events_of_before_become_bytes(postgres: URL) -> None:
+@pytest.fixture
+async def events_of_before(postgres: URL) -> AsyncIterator[URL]:
+    """A database of the version before events were bytes, with 1,500 of them."""
     url = postgres.set(database="events_of_before")
     await execute(postgres, "CREATE DATABASE events_of_before")
     try:
@@ -105,16 +109,47 @@ async def test_events_of_before_become_bytes(postgres: URL) -> None:
                 'alias.set', 'models/m', '{"version": 2, "digest": "d"}' FROM generate_series(1, 1500)
             """,
         )
-        await migrate.migrate(url)
-        events = await audit_events(url, "alias.set")
+        yield url
     finally:
         await execute(postgres, "DROP DATABASE events_of_before WITH (FORCE)")
+
+
+@pytest.fixture
+def statements() -> Iterator[list[str]]:
+    """What migrations say to the database, in order."""
+    said: list[str] = []
+
+    def listen(_connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
+        said.append(statement)
+
+    event.listen(Engine, "before_cursor_execute", listen)
+    yield said
+    event.remove(Engine, "before_cursor_execute", listen)
+
+
+async def test_events_of_before_become_bytes(events_of_before: URL) -> None:
+    await migrate.migrate(events_of_before)
+    events = await audit_events(events_of_before, "alias.set")
     assert len(events) == 1500
     assert (events[0].time.ToJsonString(), events[0].on_behalf_of) == ("2026-01-02T03:04:05.678901Z", "users/bob")
     assert [(change.field, change.after.WhichOneof("kind")) for change in events[0].changes] == [
         ("digest", "text"),
         ("version", "number"),
     ]
+
+
+async def test_events_are_converted_by_one_statement_a_batch(events_of_before: URL, statements: list[str]) -> None:
+    await migrate.migrate(events_of_before)
+    assert sum("UPDATE reporting.audit_event" in statement for statement in statements) == 2
+
+
+async def test_policy_and_sign_ins_are_locked_after_all_events_are_converted(
+    events_of_before: URL, statements: list[str]
+) -> None:
+    await migrate.migrate(events_of_before)
+    of_events = [at for at, statement in enumerate(statements) if "reporting.audit_event" in statement]
+    of_calls = [at for at, said in enumerate(statements) if "policy." in said or "auth." in said]
+    assert of_events[-1] < of_calls[0]
 
 
 def upgrade(url: URL, version: str) -> None:

@@ -1,5 +1,8 @@
 """Policy in parts, guesses by device, refresh tokens that know their successor, and audit events as canonical bytes."""
 
+from typing import Any
+from uuid import UUID
+
 from alembic import op
 from sqlalchemy import Connection, text
 
@@ -114,7 +117,10 @@ AUDIT = (
 
 
 def upgrade() -> None:
-    for statement in (*COMPATIBILITY, *PARTS, *SESSIONS, *SIGN_INS, *COLLATIONS):
+    # What takes longest comes first, while nobody waits for the locks of policy and sign-ins, which calls need.
+    op.execute("ALTER TABLE reporting.audit_event ADD COLUMN event bytea")
+    convert_events(op.get_bind())
+    for statement in (*AUDIT, *COMPATIBILITY, *PARTS, *SESSIONS, *SIGN_INS, *COLLATIONS):
         op.execute(statement)
     name_part("grants", "auth.role_grant")
     name_part("deployments", "inference.deployment")
@@ -122,11 +128,6 @@ def upgrade() -> None:
     for service in SERVICES:
         op.execute(f"GRANT SELECT ON public.schema_compatibility TO inferplane_{service}")
         op.execute(f"GRANT SELECT ON policy.grants, policy.revoked TO inferplane_{service}")
-    op.execute("ALTER TABLE reporting.audit_event ADD COLUMN event bytea")
-    while convert_events(op.get_bind()):
-        pass
-    for statement in AUDIT:
-        op.execute(statement)
 
 
 def name_part(part: str, table: str) -> None:
@@ -139,20 +140,31 @@ def name_part(part: str, table: str) -> None:
     )
 
 
-def convert_events(connection: Connection) -> bool:
-    """Write some events as bytes; whether there were any."""
+def convert_events(connection: Connection) -> None:
+    """Write all events as bytes, in batches by id."""
     columns = "id, occurred_at, service, actor, on_behalf_of, request_id, action, resource, detail"
-    found = text(f"SELECT {columns} FROM reporting.audit_event WHERE event IS NULL LIMIT {BATCH}")  # noqa: S608
-    rows = connection.execute(found).all()
-    for row in rows:
-        event = AuditEvent(id=str(row.id), service=row.service, actor=row.actor, on_behalf_of=row.on_behalf_of)
-        event.time.FromDatetime(row.occurred_at)
-        event.request_id, event.action, event.resource = row.request_id, row.action, row.resource
-        for name, value in sorted(row.detail.items()):
-            kind = "number" if isinstance(value, int) else "text"
-            event.changes.add(field=name, after=AuditEvent.Value(**{kind: value}))
-        connection.execute(
-            text("UPDATE reporting.audit_event SET event = :event WHERE id = :id"),
-            {"id": row.id, "event": event.SerializeToString(deterministic=True)},
-        )
-    return bool(rows)
+    found = text(
+        f"SELECT {columns} FROM reporting.audit_event WHERE id > :last ORDER BY id LIMIT {BATCH}"  # noqa: S608
+    )
+    written = text(
+        """
+        UPDATE reporting.audit_event SET event = converted.event
+        FROM unnest(CAST(:ids AS uuid[]), CAST(:events AS bytea[])) AS converted (id, event)
+        WHERE audit_event.id = converted.id
+        """
+    )
+    last = UUID(int=0)
+    while rows := connection.execute(found, {"last": last}).all():
+        events = [event_bytes(row) for row in rows]
+        connection.execute(written, {"ids": [row.id for row in rows], "events": events})
+        last = rows[-1].id
+
+
+def event_bytes(row: Any) -> bytes:
+    event = AuditEvent(id=str(row.id), service=row.service, actor=row.actor, on_behalf_of=row.on_behalf_of)
+    event.time.FromDatetime(row.occurred_at)
+    event.request_id, event.action, event.resource = row.request_id, row.action, row.resource
+    for name, value in sorted(row.detail.items()):
+        kind = "number" if isinstance(value, int) else "text"
+        event.changes.add(field=name, after=AuditEvent.Value(**{kind: value}))
+    return event.SerializeToString(deterministic=True)
