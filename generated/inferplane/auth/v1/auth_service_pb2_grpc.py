@@ -77,7 +77,7 @@ class AuthServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RefreshToken(self, request, context):
-        """Answers a new pair of tokens for a refresh token. For 30 seconds the old one answers the same new refresh token
+        """Answers a new pair of tokens for a refresh token. For 90 seconds the old one answers the same new refresh token
         again, in case its answer was lost, unless that was used meanwhile; after that it fails with
         REFRESH_TOKEN_REUSED and ends its session. Safe to repeat at once.
         """

@@ -23,7 +23,7 @@ class AuthServiceStub:
     OVERLOADED where too many sign in at once. Both carry `RetryInfo`.
     """
     RefreshToken: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.RefreshTokenRequest, _auth_service_pb2.RefreshTokenResponse]
-    """Answers a new pair of tokens for a refresh token. For 30 seconds the old one answers the same new refresh token
+    """Answers a new pair of tokens for a refresh token. For 90 seconds the old one answers the same new refresh token
     again, in case its answer was lost, unless that was used meanwhile; after that it fails with
     REFRESH_TOKEN_REUSED and ends its session. Safe to repeat at once.
     """
@@ -57,7 +57,7 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _auth_service_pb2.RefreshTokenRequest,
         context: _aio.ServicerContext[_auth_service_pb2.RefreshTokenRequest, _abc.Awaitable[_auth_service_pb2.RefreshTokenResponse]],
     ) -> _abc.Awaitable[_auth_service_pb2.RefreshTokenResponse]:
-        """Answers a new pair of tokens for a refresh token. For 30 seconds the old one answers the same new refresh token
+        """Answers a new pair of tokens for a refresh token. For 90 seconds the old one answers the same new refresh token
         again, in case its answer was lost, unless that was used meanwhile; after that it fails with
         REFRESH_TOKEN_REUSED and ends its session. Safe to repeat at once.
         """
