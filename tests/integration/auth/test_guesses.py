@@ -180,6 +180,7 @@ async def test_failed_sign_ins_leave_one_event_a_minute_and_user(mesh: Mesh, dat
     counted = await rows(database_url, "SELECT resource FROM auth.failed_sign_in")
     flow = mesh_flow(mesh)
     await asyncio.gather(*(flow.report_failed_sign_ins() for _ in range(3)))
+    await flow._database.close()
     events = await audit_events(database_url, "session.login_failed")
     told: dict[str, Counter[str]] = {}
     for event in events:
