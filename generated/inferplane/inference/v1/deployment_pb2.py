@@ -26,19 +26,25 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from inferplane.common.v1 import tensor_pb2 as inferplane_dot_common_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(inferplane/inference/v1/deployment.proto\x12\x17inferplane.inference.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!inferplane/common/v1/tensor.proto\"\xe9\x02\n\nDeployment\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x30\n\x07targets\x18\t \x03(\x0b\x32\x1f.inferplane.inference.v1.Target\x12\x38\n\x05state\x18\x05 \x01(\x0e\x32).inferplane.inference.v1.Deployment.State\x12\x15\n\rstate_message\x18\x06 \x01(\t\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x63reator\x18\x08 \x01(\t\"T\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_LOADING\x10\x01\x12\x0f\n\x0bSTATE_READY\x10\x02\x12\x10\n\x0cSTATE_FAILED\x10\x03J\x04\x08\x02\x10\x03J\x04\x08\x03\x10\x04J\x04\x08\x04\x10\x05R\rmodel_versionR\x06\x64igestR\tsignature\"\xb0\x02\n\x06Target\x12\x32\n\x04role\x18\x01 \x01(\x0e\x32$.inferplane.inference.v1.Target.Role\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x37\n\tsignature\x18\x04 \x01(\x0b\x32$.inferplane.common.v1.ModelSignature\x12\x38\n\x05state\x18\x05 \x01(\x0e\x32).inferplane.inference.v1.Deployment.State\x12\x15\n\rstate_message\x18\x06 \x01(\t\"A\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x10\n\x0cROLE_PRIMARY\x10\x01\x12\x11\n\rROLE_INCOMING\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(inferplane/inference/v1/deployment.proto\x12\x17inferplane.inference.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!inferplane/common/v1/tensor.proto\"\xa1\x03\n\nDeployment\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x19\n\rmodel_version\x18\x02 \x01(\tB\x02\x18\x01\x12\x12\n\x06\x64igest\x18\x03 \x01(\tB\x02\x18\x01\x12;\n\tsignature\x18\x04 \x01(\x0b\x32$.inferplane.common.v1.ModelSignatureB\x02\x18\x01\x12\x30\n\x07targets\x18\t \x03(\x0b\x32\x1f.inferplane.inference.v1.Target\x12\x38\n\x05state\x18\x05 \x01(\x0e\x32).inferplane.inference.v1.Deployment.State\x12\x15\n\rstate_message\x18\x06 \x01(\t\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x63reator\x18\x08 \x01(\t\"T\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_LOADING\x10\x01\x12\x0f\n\x0bSTATE_READY\x10\x02\x12\x10\n\x0cSTATE_FAILED\x10\x03\"\xb0\x02\n\x06Target\x12\x32\n\x04role\x18\x01 \x01(\x0e\x32$.inferplane.inference.v1.Target.Role\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x37\n\tsignature\x18\x04 \x01(\x0b\x32$.inferplane.common.v1.ModelSignature\x12\x38\n\x05state\x18\x05 \x01(\x0e\x32).inferplane.inference.v1.Deployment.State\x12\x15\n\rstate_message\x18\x06 \x01(\t\"A\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x10\n\x0cROLE_PRIMARY\x10\x01\x12\x11\n\rROLE_INCOMING\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'inferplane.inference.v1.deployment_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_DEPLOYMENT'].fields_by_name['model_version']._loaded_options = None
+  _globals['_DEPLOYMENT'].fields_by_name['model_version']._serialized_options = b'\030\001'
+  _globals['_DEPLOYMENT'].fields_by_name['digest']._loaded_options = None
+  _globals['_DEPLOYMENT'].fields_by_name['digest']._serialized_options = b'\030\001'
+  _globals['_DEPLOYMENT'].fields_by_name['signature']._loaded_options = None
+  _globals['_DEPLOYMENT'].fields_by_name['signature']._serialized_options = b'\030\001'
   _globals['_DEPLOYMENT']._serialized_start=138
-  _globals['_DEPLOYMENT']._serialized_end=499
-  _globals['_DEPLOYMENT_STATE']._serialized_start=363
-  _globals['_DEPLOYMENT_STATE']._serialized_end=447
-  _globals['_TARGET']._serialized_start=502
-  _globals['_TARGET']._serialized_end=806
-  _globals['_TARGET_ROLE']._serialized_start=741
-  _globals['_TARGET_ROLE']._serialized_end=806
+  _globals['_DEPLOYMENT']._serialized_end=555
+  _globals['_DEPLOYMENT_STATE']._serialized_start=471
+  _globals['_DEPLOYMENT_STATE']._serialized_end=555
+  _globals['_TARGET']._serialized_start=558
+  _globals['_TARGET']._serialized_end=862
+  _globals['_TARGET_ROLE']._serialized_start=797
+  _globals['_TARGET_ROLE']._serialized_end=862
 # @@protoc_insertion_point(module_scope)

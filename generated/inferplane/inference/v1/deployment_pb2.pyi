@@ -19,6 +19,11 @@ if sys.version_info >= (3, 11):
 else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
+if sys.version_info >= (3, 13):
+    from warnings import deprecated as _deprecated
+else:
+    from typing_extensions import deprecated as _deprecated
+
 DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
@@ -59,6 +64,9 @@ class Deployment(_message.Message):
     """
 
     NAME_FIELD_NUMBER: _builtins.int
+    MODEL_VERSION_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    SIGNATURE_FIELD_NUMBER: _builtins.int
     TARGETS_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     STATE_MESSAGE_FIELD_NUMBER: _builtins.int
@@ -68,12 +76,37 @@ class Deployment(_message.Message):
     """`deployments/{deployment}`; the id is the model name that Open Inference Protocol clients call, and
     matches `[A-Za-z0-9][A-Za-z0-9._-]{0,127}`.
     """
+    @_builtins.property
+    @_deprecated("""This field has been marked as deprecated using proto field options.""")
+    def model_version(self) -> _builtins.str:
+        """The PRIMARY target's. Output only; read `targets`."""
+
+    @model_version.setter
+    @_deprecated("""This field has been marked as deprecated using proto field options.""")
+    def model_version(self, value: _builtins.str) -> None:
+        """The PRIMARY target's. Output only; read `targets`."""
+
+    @_builtins.property
+    @_deprecated("""This field has been marked as deprecated using proto field options.""")
+    def digest(self) -> _builtins.str:
+        """The PRIMARY target's. Output only; read `targets`."""
+
+    @digest.setter
+    @_deprecated("""This field has been marked as deprecated using proto field options.""")
+    def digest(self, value: _builtins.str) -> None:
+        """The PRIMARY target's. Output only; read `targets`."""
+
     state: Global___Deployment.State.ValueType
     """How it stands: READY as soon as it answers, and also while it is replaced."""
     state_message: _builtins.str
     """For people, where it is not READY: why it failed, or what it waits for. Empty otherwise."""
     creator: _builtins.str
     """Who created it."""
+    @_builtins.property
+    @_deprecated("""This field has been marked as deprecated using proto field options.""")
+    def signature(self) -> _tensor_pb2.ModelSignature:
+        """The PRIMARY target's. Output only; read `targets`."""
+
     @_builtins.property
     def targets(self) -> _containers.RepeatedCompositeFieldContainer[Global___Target]:
         """What answers its calls: first the PRIMARY target, and after it, while that is being replaced, the INCOMING
@@ -88,15 +121,18 @@ class Deployment(_message.Message):
         self,
         *,
         name: _builtins.str = ...,
+        model_version: _builtins.str = ...,
+        digest: _builtins.str = ...,
+        signature: _tensor_pb2.ModelSignature | None = ...,
         targets: _abc.Iterable[Global___Target] | None = ...,
         state: Global___Deployment.State.ValueType = ...,
         state_message: _builtins.str = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         creator: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "signature", b"signature"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "creator", b"creator", "name", b"name", "state", b"state", "state_message", b"state_message", "targets", b"targets"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "creator", b"creator", "digest", b"digest", "model_version", b"model_version", "name", b"name", "signature", b"signature", "state", b"state", "state_message", b"state_message", "targets", b"targets"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

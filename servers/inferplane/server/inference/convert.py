@@ -27,6 +27,9 @@ def deployment_message(deployment: Deployment) -> deployment_pb2.Deployment:
         targets[-1].state_message = incoming.problem
     return deployment_pb2.Deployment(
         name=DEPLOYMENT.format(deployment.name),
+        model_version=primary.model_version,
+        digest=primary.digest,
+        signature=primary.signature,
         targets=targets,
         state=_state(deployment.state),
         state_message=deployment.state_message,
