@@ -199,8 +199,10 @@ async def data_plane(
         fused = fused_handlers(forwarder, admission, outcomes, server.calls, server.bodies, unread, idle)
         server.add_handlers(SERVICE, {}, (), fused=fused)
 
+    def policy() -> PolicySnapshot:
+        return compile_snapshot(1, grants, held, revoked)
+
     try:
-        policy = lambda: compile_snapshot(1, grants, held, revoked)  # noqa: E731
         async with running(register, policy, verifier, **options) as stand:
             plane = DataPlane(stand.server, stand.address, stand.channel, stand.registry)
             plane.triton, plane.notes, plane.verifier = triton, parts["notes"], verifier

@@ -1,6 +1,7 @@
 """The flows that open, continue and end sessions, each in its own units of work."""
 
 from dataclasses import dataclass, field
+from functools import partial
 from uuid import UUID
 
 from inferplane.common.v1.errors_pb2 import ErrorReason
@@ -66,7 +67,7 @@ class LoginFlow:
     async def login(self, attempt: Attempt, actor: Actor) -> SignedIn:
         """Raises LOGIN_FAILED, RATE_LIMITED or OVERLOADED. No connection is held while the password is hashed."""
         device = self._devices.device_of(attempt.device_token, attempt.username)
-        evaluate = lambda: self._evaluate(attempt, device, actor)  # noqa: E731
+        evaluate = partial(self._evaluate, attempt, device, actor)
         session = await self._turns.take(device, attempt.username, attempt.address, evaluate)
         token = await self._token(session)
         return SignedIn(session, token, self._devices.token(attempt.username, device))
