@@ -16,7 +16,7 @@ VERSION = VersionInfo(
 
 
 def test_clients_that_know_no_targets_read_the_primary_one() -> None:
-    message = deployment_message(Deployment(uuid7(), "d", VERSION, "READY", "", now(), "users/alice"))
+    message = deployment_message(Deployment(uuid7(), "d", VERSION, "READY", "", now(), "users/alice", now()))
     (primary,) = message.targets
     assert message.model_version == primary.model_version == "models/m/versions/3"
     assert (message.digest, message.signature) == (primary.digest, primary.signature)
