@@ -11,7 +11,7 @@ from sqlalchemy import URL
 from inferplane.artifact.v1 import model_registry_service_pb2 as pb
 from inferplane.server.artifact import onnx_inspection, registry, repository
 from inferplane.server.settings import ServiceName, Settings
-from tests.support.artifact import MODEL_BYTES, Artifacts, data_messages, digest, new_upload, rows
+from tests.support.artifact import MODEL_BYTES, Artifacts, data_messages, digest, messages, new_upload, rows
 from tests.support.database import audit_events
 from tests.support.mesh import ADMIN, Mesh, detail, failure, reason, running_mesh
 from tests.support.onnx_models import identity
@@ -166,6 +166,36 @@ async def test_a_repeated_request_is_answered_without_another_inspection(
         other_body = artifacts.create_version(upload, idempotency_key="k", label_output="y")
         assert await reason(other_body) == (grpc.StatusCode.INVALID_ARGUMENT, "IDEMPOTENCY_KEY_REUSED")
         assert await reason(artifacts.create_version(upload, idempotency_key="other")) == NOT_OPEN
+
+
+async def test_other_bytes_that_take_an_uploads_name_while_it_is_inspected_make_no_version(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inspected, go_on = asyncio.Event(), asyncio.Event()
+    real = onnx_inspection.inspect_onnx
+
+    async def waiting(chunks: Any) -> Any:
+        signature = await real(chunks)
+        inspected.set()
+        await go_on.wait()
+        return signature
+
+    monkeypatch.setattr(onnx_inspection, "inspect_onnx", waiting)
+    async with running_mesh(settings, ServiceName.AUTH, ServiceName.ARTIFACT) as mesh:
+        artifacts = await Artifacts.of(mesh)
+        await artifacts.model()
+        upload = await artifacts.push()
+        publishing = artifacts.create_version(upload)
+        await inspected.wait()
+        await artifacts.call("DeleteModel", pb.DeleteModelRequest(name="models/digits"))
+        await artifacts.model()
+        await artifacts.write(*messages(upload, b"no model"))
+        go_on.set()
+        assert await reason(publishing) == (grpc.StatusCode.ABORTED, "UPLOAD_BUSY")
+        versions = pb.ListModelVersionsRequest(parent="models/digits")
+        assert await walk(artifacts, "ListModelVersions", versions, "model_versions") == [[]]
+        invalid = (grpc.StatusCode.INVALID_ARGUMENT, "MODEL_FORMAT_INVALID")
+        assert await reason(artifacts.create_version(upload)) == invalid
 
 
 async def test_an_upload_that_is_not_there_or_not_finished_makes_no_version(artifacts: Artifacts) -> None:

@@ -21,7 +21,7 @@ from inferplane.server.artifact import uploads as uploads_module
 from inferplane.server.artifact.blobs import Blob, stream, total_size, whole_digest
 from inferplane.server.artifact.chunk_store import ChunkBytes, chunk_digest
 from inferplane.server.artifact.local_chunk_store import LocalChunkStore
-from inferplane.server.artifact.registry import NewVersion, Registry
+from inferplane.server.artifact.registry import Inspected, NewVersion, Registry
 from inferplane.server.artifact.repository import RegistryRepository
 from inferplane.server.artifact.upload_repository import UploadRepository
 from inferplane.server.artifact.uploads import Finish, Piece, Upload, Uploads
@@ -279,11 +279,16 @@ def files(settings: Settings) -> list[Path]:
     return [path for path in (settings.data_dir / "blobs").glob("*/*") if path.is_file()]
 
 
+async def inspected(bench: Bench, name: UploadName) -> Inspected:
+    """The upload, as if its file had been looked into."""
+    return Inspected(await bench.uploads.status(name), Signature((), ()))
+
+
 async def publish(bench: Bench, name: UploadName) -> None:
     """Make the upload a version."""
     new = NewVersion(name, "", ACTOR.subject)
     async with bench.units_of_work(ACTOR) as unit:
-        await Registry().create_version(RegistryRepository(unit), new, Signature((), ()))
+        await Registry().create_version(RegistryRepository(unit), new, await inspected(bench, name))
         await unit.commit()
 
 
@@ -322,7 +327,7 @@ def test_an_old_upload_that_becomes_a_version_is_not_forgotten_meanwhile(setting
     async def race(bench: Bench) -> None:
         new = NewVersion(name, "", ACTOR.subject)
         async with bench.units_of_work(ACTOR) as unit:
-            await Registry().create_version(RegistryRepository(unit), new, Signature((), ()))
+            await Registry().create_version(RegistryRepository(unit), new, await inspected(bench, name))
             forgetting = asyncio.create_task(bench.uploads.clean_up())
             await until_blocked(database_url)
             await unit.commit()

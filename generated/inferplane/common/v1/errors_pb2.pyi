@@ -118,7 +118,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_READ_OFFSET_OUT_OF_RANGE: _ErrorReason.ValueType  # 72
     """The read begins past the end of the artifact. OUT_OF_RANGE."""
     ERROR_REASON_UPLOAD_BUSY: _ErrorReason.ValueType  # 73
-    """Another stream is writing to this upload. ABORTED."""
+    """Another stream is writing to this upload, or it was begun anew while it was inspected. ABORTED."""
     ERROR_REASON_ARTIFACT_TOO_LARGE: _ErrorReason.ValueType  # 74
     """The artifact is larger than this installation takes. RESOURCE_EXHAUSTED."""
     ERROR_REASON_MODEL_NOT_EMPTY: _ErrorReason.ValueType  # 75
@@ -250,7 +250,7 @@ ERROR_REASON_MODEL_UNSUPPORTED: ErrorReason.ValueType  # 71
 ERROR_REASON_READ_OFFSET_OUT_OF_RANGE: ErrorReason.ValueType  # 72
 """The read begins past the end of the artifact. OUT_OF_RANGE."""
 ERROR_REASON_UPLOAD_BUSY: ErrorReason.ValueType  # 73
-"""Another stream is writing to this upload. ABORTED."""
+"""Another stream is writing to this upload, or it was begun anew while it was inspected. ABORTED."""
 ERROR_REASON_ARTIFACT_TOO_LARGE: ErrorReason.ValueType  # 74
 """The artifact is larger than this installation takes. RESOURCE_EXHAUSTED."""
 ERROR_REASON_MODEL_NOT_EMPTY: ErrorReason.ValueType  # 75

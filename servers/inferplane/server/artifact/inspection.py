@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from inferplane.server.artifact.blobs import stream
 from inferplane.server.artifact.chunk_store import ChunkStore
+from inferplane.server.artifact.registry import Inspected
 from inferplane.server.artifact.slots import Slots
 from inferplane.server.names import UploadName
 from inferplane.server.tensors import Signature
@@ -31,15 +32,16 @@ class Inspection:
         self._inspect = inspect
         self._slots = Slots(CONCURRENCY, 1, WAIT)
 
-    async def signature(self, upload: UploadName, caller: str) -> Signature | None:
+    async def inspected(self, name: UploadName, caller: str) -> Inspected | None:
         """What the upload's file says about itself; None unless the upload can become a version.
 
         A repeated request finds its upload used and is spared the inspection. Raises MODEL_FORMAT_INVALID,
         MODEL_UNSUPPORTED, BLOB_CORRUPT, and OVERLOADED where `caller` has too many others under way.
         """
         async with self._slots.taken(caller):
-            blob = await self._store.candidate(upload)
-            if blob is None:
+            candidate = await self._store.candidate(name)
+            if candidate is None:
                 return None
+            upload, blob = candidate
             async with aclosing(stream(self._chunks, blob)) as contents:
-                return await self._inspect(contents)
+                return Inspected(upload, await self._inspect(contents))

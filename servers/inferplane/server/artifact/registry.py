@@ -16,7 +16,7 @@ from inferplane.server.tensors import Signature, TensorSpec
 if TYPE_CHECKING:
     from inferplane.server.artifact.repository import RegistryRepository
 
-__all__ = ["Alias", "Model", "NewVersion", "OwnUploads", "Registry", "Version", "label_output"]
+__all__ = ["Alias", "Inspected", "Model", "NewVersion", "OwnUploads", "Registry", "Version", "label_output"]
 
 FORMAT = "onnx"
 LABEL_NAMES = ("label", "output_label")
@@ -72,6 +72,14 @@ class NewVersion:
 
 
 @dataclass(frozen=True, slots=True)
+class Inspected:
+    """What a file says about itself, and the upload that it was the file of."""
+
+    upload: Upload
+    signature: Signature
+
+
+@dataclass(frozen=True, slots=True)
 class OwnUploads:
     """The complete uploads of `owner`, or only the one of them that `only` names."""
 
@@ -108,21 +116,27 @@ class Registry:
         store.record("model.delete", MODEL.format(name))
 
     async def create_version(
-        self, store: "RegistryRepository", new: NewVersion, signature: Signature | None
+        self, store: "RegistryRepository", new: NewVersion, inspected: Inspected | None
     ) -> Version:
-        """Make the upload the model's next version. `signature` is None where the upload could not be inspected.
+        """Make the upload the model's next version. `inspected` is None where the upload could not be inspected.
 
         Raises MODEL_NOT_FOUND, UPLOAD_NOT_FOUND, UPLOAD_INCOMPLETE, UPLOAD_NOT_OPEN for an upload that is a version
-        already, and INVALID_FIELD for an output that holds no class.
+        already, UPLOAD_BUSY where it was begun anew since it was inspected, and INVALID_FIELD for an output that
+        holds no class.
         """
         model = new.upload.model
         last = await store.lock_model(model)
         if last is None:
             raise InferplaneError(ErrorReason.ERROR_REASON_MODEL_NOT_FOUND, model=model)
         upload = await self._finished(store, new.upload)
-        if signature is None:
+        if inspected is None:
             # It was not finished yet when it was to be inspected.
             raise _incomplete(new.upload)
+        if upload != inspected.upload:
+            # Clients choose the names of uploads: one that goes with its model can come back with other bytes.
+            detail = "it was begun anew while it was inspected"
+            raise InferplaneError(ErrorReason.ERROR_REASON_UPLOAD_BUSY, retry_after=1.0, detail=detail)
+        signature = inspected.signature
         version = Version(
             name=VersionName(model, last + 1),
             upload=new.upload,

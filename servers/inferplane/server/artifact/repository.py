@@ -215,14 +215,14 @@ class Candidates:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def candidate(self, name: UploadName) -> Blob | None:
-        """The bytes of an upload that is complete and no version yet; None for any other."""
+    async def candidate(self, name: UploadName) -> tuple[Upload, Blob] | None:
+        """An upload that is complete and no version yet, and its bytes; None for any other."""
         async with self._database.transaction() as connection:
             uploads = UploadReader(connection)
             found = await uploads.find(name)
             if found is None or not found.complete or await RegistryReader(connection).is_used(name):
                 return None
-            return Blob(await uploads.manifest(name), found.committed_size, found.digest)
+            return found, Blob(await uploads.manifest(name), found.committed_size, found.digest)
 
 
 def _is_version(name: VersionName) -> sa.ColumnElement[bool]:

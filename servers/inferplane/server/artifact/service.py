@@ -162,10 +162,10 @@ class ModelRegistryService(model_registry_service_pb2_grpc.ModelRegistryServiceS
         if given.upload.model != given.parent:
             raise invalid_field("upload", "must be of the same model")
         new = NewVersion(given.upload, given.label_output, current_call().principal.subject)
-        signature = await self._inspection.signature(new.upload, new.creator)
+        inspected = await self._inspection.inspected(new.upload, new.creator)
 
         async def create(unit: Any) -> model_pb2.ModelVersion:
-            return version_message(await self._registry.create_version(RegistryRepository(unit), new, signature))
+            return version_message(await self._registry.create_version(RegistryRepository(unit), new, inspected))
 
         return await self._mutations.run(request, model_pb2.ModelVersion, create)
 

@@ -76,7 +76,7 @@ CATALOG: Mapping[ErrorReason.ValueType, tuple[StatusCode, str]] = {
     _R.ERROR_REASON_MODEL_FORMAT_INVALID: (StatusCode.INVALID_ARGUMENT, "the file is not a valid model"),
     _R.ERROR_REASON_MODEL_UNSUPPORTED: (StatusCode.INVALID_ARGUMENT, "the model cannot be served"),
     _R.ERROR_REASON_READ_OFFSET_OUT_OF_RANGE: (StatusCode.OUT_OF_RANGE, "the read begins past the end"),
-    _R.ERROR_REASON_UPLOAD_BUSY: (StatusCode.ABORTED, "another stream writes to this upload"),
+    _R.ERROR_REASON_UPLOAD_BUSY: (StatusCode.ABORTED, "another stream writes to this upload, or it was begun anew"),
     _R.ERROR_REASON_ARTIFACT_TOO_LARGE: (StatusCode.RESOURCE_EXHAUSTED, "the artifact is too large"),
     _R.ERROR_REASON_MODEL_NOT_EMPTY: (StatusCode.FAILED_PRECONDITION, "the model has versions or uploads"),
     _R.ERROR_REASON_DEPLOYMENT_NOT_FOUND: (StatusCode.NOT_FOUND, "no such deployment"),
