@@ -8,6 +8,7 @@ from inferplane.common.v1 import tensor_pb2
 __all__ = [
     "DATATYPES",
     "ITEM_SIZES",
+    "MAX_SIGNATURE_BYTES",
     "NUMPY_TYPES",
     "Signature",
     "TensorSpec",
@@ -39,6 +40,10 @@ ITEM_SIZES: Mapping[str, int] = {
 
 DATATYPES = frozenset({*ITEM_SIZES, "BYTES"})
 """Datatype names of the Open Inference Protocol; BYTES is Triton's TYPE_STRING."""
+
+
+MAX_SIGNATURE_BYTES = 64 << 10
+"""Bytes of a signature as the tables keep it. Versions that were made before there was this limit may have more."""
 
 
 @dataclass(frozen=True, slots=True)

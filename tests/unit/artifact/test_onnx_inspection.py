@@ -17,7 +17,7 @@ from inferplane.common.v1.errors_pb2 import ErrorReason
 from inferplane.server.artifact import onnx_inspection
 from inferplane.server.artifact.onnx_inspection import inspect_onnx
 from inferplane.server.errors import InferplaneError
-from inferplane.server.tensors import Signature, TensorSpec
+from inferplane.server.tensors import MAX_SIGNATURE_BYTES, Signature, TensorSpec, signature_message
 from tests.support.onnx_models import ELEMENT_TYPES, identity, model, tensor
 
 INVALID = ErrorReason.ERROR_REASON_MODEL_FORMAT_INVALID
@@ -206,6 +206,31 @@ async def test_what_cannot_be_served_is_unsupported(change: Callable[[onnx.Model
     proto = identity()
     change(proto)
     assert await refusal(proto.SerializeToString()) == (UNSUPPORTED, detail)
+
+
+@pytest.mark.parametrize("letter", ["x", "\N{GRINNING FACE}"])
+async def test_a_signature_of_more_than_64_kib_is_unsupported(letter: str) -> None:
+    names = [f"{number}".ljust(252, letter) for number in range(1024)]
+    proto = model(
+        [helper.make_node("Identity", [f"i-{name}"], [f"o-{name}"]) for name in names],
+        [tensor(f"i-{name}", "FP32", ["N"]) for name in names],
+        [tensor(f"o-{name}", "FP32", ["N"]) for name in names],
+    )
+    reason, detail = await refusal(proto.SerializeToString())
+    assert reason == UNSUPPORTED
+    assert detail.endswith("and 65536 is the limit: give the model fewer of them, shorter names or fewer dimensions")
+
+
+async def test_a_signature_of_64_kib_is_read_whatever_its_names_are_written_in() -> None:
+    names = [f"{number}".ljust(250, "\N{GRINNING FACE}") for number in range(32)]
+    proto = model(
+        [helper.make_node("Identity", [f"i-{name}"], [f"o-{name}"]) for name in names],
+        [tensor(f"i-{name}", "FP32", ["N"]) for name in names],
+        [tensor(f"o-{name}", "FP32", ["N"]) for name in names],
+    )
+    signature = await inspect(proto.SerializeToString())
+    assert [spec.name for spec in signature.inputs] == [f"i-{name}" for name in names]
+    assert MAX_SIGNATURE_BYTES - 2048 < signature_message(signature).ByteSize() <= MAX_SIGNATURE_BYTES
 
 
 def no_graph(proto: onnx.ModelProto) -> None:

@@ -119,7 +119,8 @@ class ModelRegistryServiceServicer:
     def CreateModelVersion(self, request, context):
         """Makes a complete upload the model's next version: the file is identified, checked and its signature
         extracted, in a process of its own. Fails with UPLOAD_INCOMPLETE, MODEL_FORMAT_INVALID,
-        MODEL_UNSUPPORTED, and UPLOAD_BUSY where other bytes took the upload's name meanwhile; the upload stays as it was.
+        MODEL_UNSUPPORTED (also for a signature of more than 64 KiB), and UPLOAD_BUSY where other bytes took the upload's
+        name meanwhile; the upload stays as it was.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

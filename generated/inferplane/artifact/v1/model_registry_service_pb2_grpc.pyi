@@ -30,7 +30,8 @@ class ModelRegistryServiceStub:
     CreateModelVersion: _aio.UnaryUnaryMultiCallable[_model_registry_service_pb2.CreateModelVersionRequest, _model_pb2.ModelVersion]
     """Makes a complete upload the model's next version: the file is identified, checked and its signature
     extracted, in a process of its own. Fails with UPLOAD_INCOMPLETE, MODEL_FORMAT_INVALID,
-    MODEL_UNSUPPORTED, and UPLOAD_BUSY where other bytes took the upload's name meanwhile; the upload stays as it was.
+    MODEL_UNSUPPORTED (also for a signature of more than 64 KiB), and UPLOAD_BUSY where other bytes took the upload's
+    name meanwhile; the upload stays as it was.
     """
     GetModelVersion: _aio.UnaryUnaryMultiCallable[_model_registry_service_pb2.GetModelVersionRequest, _model_pb2.ModelVersion]
     """Fails with MODEL_NOT_FOUND, MODEL_VERSION_NOT_FOUND or MODEL_ALIAS_NOT_FOUND."""
@@ -86,7 +87,8 @@ class ModelRegistryServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_model_pb2.ModelVersion]:
         """Makes a complete upload the model's next version: the file is identified, checked and its signature
         extracted, in a process of its own. Fails with UPLOAD_INCOMPLETE, MODEL_FORMAT_INVALID,
-        MODEL_UNSUPPORTED, and UPLOAD_BUSY where other bytes took the upload's name meanwhile; the upload stays as it was.
+        MODEL_UNSUPPORTED (also for a signature of more than 64 KiB), and UPLOAD_BUSY where other bytes took the upload's
+        name meanwhile; the upload stays as it was.
         """
 
     @_abc_1.abstractmethod

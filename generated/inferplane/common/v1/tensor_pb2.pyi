@@ -54,7 +54,9 @@ Global___TensorSpec: _TypeAlias = TensorSpec  # noqa: Y015
 
 @_typing.final
 class ModelSignature(_message.Message):
-    """All inputs and outputs of a model, in the model's own order."""
+    """All inputs and outputs of a model, in the model's own order. At most 64 KiB in all, serialized; versions of releases
+    before there was this limit may have more.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,20 +12,11 @@ import structlog
 from sqlalchemy import URL
 
 from inferplane.common.v1.errors_pb2 import ErrorReason
-from inferplane.server.access.snapshot import (
-    EMPTY,
-    GrantRow,
-    Grants,
-    Part,
-    PolicySnapshot,
-    Route,
-    Target,
-    by_name,
-)
+from inferplane.server.access.routes import read_routes
+from inferplane.server.access.snapshot import EMPTY, GrantRow, Grants, Part, PolicySnapshot, Route
 from inferplane.server.errors import InferplaneError
 from inferplane.server.settings import ServiceName
 from inferplane.server.storage.database import ENDS_WITH_US, asyncpg_dsn
-from inferplane.server.tensors import signature_from_bytes
 
 __all__ = ["PolicySource", "parts_of"]
 
@@ -34,44 +25,26 @@ log = structlog.get_logger()
 CHECK_INTERVAL = 1.0
 ANSWER_TIMEOUT = 2.0
 
-_TARGET = "deployment, model, version, digest, signature, label_output"
 
-
-def _target(row: asyncpg.Record) -> Target:
-    signature = signature_from_bytes(row["signature"])
-    return Target(row["model"], row["version"], row["digest"], signature, row["label_output"])
-
-
-def _routes(rows: Iterable[asyncpg.Record], others: Iterable[asyncpg.Record]) -> Iterator[Route]:
-    beside: dict[str, list[Target]] = {}
-    for row in others:
-        beside.setdefault(row["deployment"], []).append(_target(row))
-    for row in rows:
-        name = row["deployment"]
-        yield Route(name, _target(row), row["ready"], tuple(beside.get(name, ())))
-
-
-async def _grants(connection: asyncpg.Connection) -> Grants:
+async def _grants(connection: asyncpg.Connection, _present: PolicySnapshot) -> Grants:
     rows = await connection.fetch("SELECT subject, role, scope FROM policy.grants")
     return Grants(GrantRow(row["subject"], row["role"], row["scope"]) for row in rows)
 
 
-async def _deployments(connection: asyncpg.Connection) -> Mapping[str, Route]:
-    rows = await connection.fetch(f"SELECT {_TARGET}, ready FROM policy.routes")  # noqa: S608 - a constant
-    others = await connection.fetch(f"SELECT {_TARGET} FROM policy.other_targets")  # noqa: S608 - a constant
-    return by_name(_routes(rows, others))
+async def _deployments(connection: asyncpg.Connection, present: PolicySnapshot) -> Mapping[str, Route]:
+    return await read_routes(connection, present.routes)
 
 
-async def _revoked(connection: asyncpg.Connection) -> frozenset[str]:
+async def _revoked(connection: asyncpg.Connection, _present: PolicySnapshot) -> frozenset[str]:
     return frozenset(row["session"] for row in await connection.fetch("SELECT session FROM policy.revoked"))
 
 
-_FETCH: Mapping[Part, tuple[str, Callable[[asyncpg.Connection], Awaitable[Any]]]] = {
+_FETCH: Mapping[Part, tuple[str, Callable[[asyncpg.Connection, PolicySnapshot], Awaitable[Any]]]] = {
     Part.GRANTS: ("grants", _grants),
     Part.DEPLOYMENTS: ("routes", _deployments),
     Part.REVOKED: ("revoked", _revoked),
 }
-"""Each part's field in the snapshot, and how it is read and compiled."""
+"""Each part's field in the snapshot, and how it is read and compiled, given the present snapshot."""
 
 
 def parts_of(service: ServiceName) -> Collection[Part]:
@@ -156,7 +129,7 @@ class PolicySource:
             async with connection.transaction(isolation="repeatable_read", readonly=True):
                 revisions = await self._revisions(connection)
                 moved = self._moved(revisions)
-                read = [(_FETCH[part][0], await _FETCH[part][1](connection)) for part in moved]
+                read = [(_FETCH[part][0], await _FETCH[part][1](connection, self.snapshot)) for part in moved]
             self.snapshot = replace(self.snapshot, revisions=revisions, **dict(read))
             for part, callback in self._subscribers:
                 if part in moved:

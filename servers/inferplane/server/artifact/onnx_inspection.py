@@ -10,13 +10,13 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from inferplane.common.v1.errors_pb2 import ErrorReason
 from inferplane.server.errors import InferplaneError
-from inferplane.server.tensors import DATATYPES, Signature, TensorSpec
+from inferplane.server.tensors import DATATYPES, MAX_SIGNATURE_BYTES, Signature, TensorSpec, signature_message
 
 if TYPE_CHECKING:
     import onnx
@@ -30,14 +30,17 @@ _MAX_TENSORS = 1024
 _MAX_NAME = 256
 _MAX_RANK = 32
 _MAX_SHOWN_NAME = 64
-# Above what the tensors allowed above can need as JSON.
-_MAX_ANSWER_BYTES = 4 * 1024 * 1024
+# Above what a signature can need as JSON: no byte of it takes more than six characters there.
+_MAX_ANSWER_BYTES = 16 * MAX_SIGNATURE_BYTES
 _START_SECONDS = 60.0
 _GIB = 2**30
 # The parser asks for memory in blocks of growing size; what is left when one is denied is less than this.
 _NEAR_LIMIT = 16 * 2**20
 _READY = b"ready\n"
 _ENVIRONMENT = {"LC_ALL": "C.UTF-8", "OPENBLAS_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+
+Content = Mapping[str, Sequence[tuple[str, str, Sequence[int]]]]
+"""`inputs` and `outputs`, as names, datatypes and shapes."""
 
 _INVALID = ErrorReason.ERROR_REASON_MODEL_FORMAT_INVALID
 _UNSUPPORTED = ErrorReason.ERROR_REASON_MODEL_UNSUPPORTED
@@ -58,8 +61,8 @@ async def inspect_onnx(
 
     Raises InferplaneError with metadata `detail`: MODEL_FORMAT_INVALID if the bytes are no valid ONNX model
     or cannot be read within these bounds; MODEL_UNSUPPORTED for external data, other things than tensors at
-    the edge, element types that Triton lacks, unknown ranks, and specifications newer than ours. Raises
-    RuntimeError if the process cannot start.
+    the edge, element types that Triton lacks, unknown ranks, signatures above MAX_SIGNATURE_BYTES, and
+    specifications newer than ours. Raises RuntimeError if the process cannot start.
     """
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-I", "-m", __name__, str(max_memory), str(cpu_seconds)),
@@ -79,7 +82,10 @@ async def inspect_onnx(
             process.kill()
         # Reads the pipes to their end, without which their transports stay open.
         await process.communicate()
-    return _signature(answer)
+    content = json.loads(answer)
+    if "reason" in content:
+        raise _refused(ErrorReason.Value(content["reason"]), content["detail"])
+    return _signature(content)
 
 
 async def _until_started(process: asyncio.subprocess.Process) -> None:
@@ -129,10 +135,7 @@ async def _answer(process: asyncio.subprocess.Process, cpu_seconds: int, timeout
     raise _refused(_INVALID, "the file crashes the ONNX parser")
 
 
-def _signature(answer: bytes) -> Signature:
-    content = json.loads(answer)
-    if "reason" in content:
-        raise _refused(ErrorReason.Value(content["reason"]), content["detail"])
+def _signature(content: Content) -> Signature:
     inputs, outputs = (
         tuple(TensorSpec(name, datatype, tuple(shape)) for name, datatype, shape in content[side])
         for side in ("inputs", "outputs")
@@ -164,7 +167,7 @@ def _main(max_memory: int, cpu_seconds: int) -> None:
         data = sys.stdin.buffer.read()
         limit = base + min(max_memory, 4 * len(data) + _GIB)
         _limit(resource.RLIMIT_AS, limit)
-        content = _describe(data, limit)
+        content: Mapping[str, object] = _describe(data, limit)
     except InferplaneError as error:
         content = {"reason": ErrorReason.Name(error.reason), "detail": error.metadata["detail"]}
     except MemoryError:
@@ -190,7 +193,7 @@ def _virtual_memory(field: str) -> int:
     return int(status.partition(f"{field}:")[2].split()[0]) * 1024
 
 
-def _describe(data: bytes, limit: int) -> dict[str, object]:
+def _describe(data: bytes, limit: int) -> Content:
     import onnx
 
     _check_container(data)
@@ -207,10 +210,8 @@ def _describe(data: bytes, limit: int) -> dict[str, object]:
     initializers = {tensor.name for tensor in model.graph.initializer}
     initializers.update(tensor.values.name for tensor in model.graph.sparse_initializer)
     inputs = [value for value in model.graph.input if value.name not in initializers]
-    signature: dict[str, object] = {
-        "inputs": _tensors("input", inputs),
-        "outputs": _tensors("output", list(model.graph.output)),
-    }
+    signature = {"inputs": _tensors("input", inputs), "outputs": _tensors("output", list(model.graph.output))}
+    _check_signature_size(signature)
     if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in _all_tensors(model)):
         raise _refused(_UNSUPPORTED, "the model keeps tensors in other files (external data)")
     del model
@@ -258,6 +259,16 @@ def _tensors(side: str, values: "list[onnx.ValueInfoProto]") -> list[tuple[str, 
     if len({value.name for value in values}) != len(values):
         raise _refused(_INVALID, f"two {side}s have the same name")
     return [_tensor(side, value) for value in values]
+
+
+def _check_signature_size(content: Content) -> None:
+    size = signature_message(_signature(content)).ByteSize()
+    if size > MAX_SIGNATURE_BYTES:
+        detail = (
+            f"the names, types and shapes of all inputs and outputs take {size} bytes, and {MAX_SIGNATURE_BYTES} is the"
+            " limit: give the model fewer of them, shorter names or fewer dimensions"
+        )
+        raise _refused(_UNSUPPORTED, detail)
 
 
 def _tensor(side: str, value: "onnx.ValueInfoProto") -> tuple[str, str, list[int]]:

@@ -1,5 +1,6 @@
 """The registry's SQL."""
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
@@ -18,14 +19,11 @@ from inferplane.server.errors import InferplaneError
 from inferplane.server.ids import now
 from inferplane.server.names import ALIAS, VERSION, AliasName, UploadName, VersionName
 from inferplane.server.storage.database import Database
-from inferplane.server.storage.pages import Page
+from inferplane.server.storage.pages import PAGE_BYTES, Page, fitting
 from inferplane.server.storage.unit_of_work import UnitOfWork
 from inferplane.server.tensors import signature_from_bytes, signature_message
 
 __all__ = ["Candidates", "RegistryReader", "RegistryRepository"]
-
-PAGE_BYTES = 1 << 20
-"""Signatures on one page of versions at most, unless a single one is larger: a message has a limit."""
 
 
 def _model(row: Any) -> Model:
@@ -98,9 +96,12 @@ class RegistryReader:
         # Sizes first: a page of the largest signatures would not fit into memory.
         sizes = sa.select(model_version.c.version, sa.func.octet_length(model_version.c.signature).label("size"))
         found = (await self._connection.execute(sizes.where(mine).order_by(newest).limit(page.size + 1))).all()
-        wanted = _fitting([row.size for row in found[: page.size]])
-        rows = await self._connection.execute(sa.select(model_version).where(mine).order_by(newest).limit(wanted))
-        versions = [_version(row) for row in rows]
+        wanted = fitting([row.size for row in found[: page.size]], PAGE_BYTES)
+        rows = (
+            await self._connection.execute(sa.select(model_version).where(mine).order_by(newest).limit(wanted))
+        ).all()
+        # Off the loop: a page of large signatures takes a while.
+        versions = await asyncio.to_thread(lambda: [_version(row) for row in rows])
         return versions, str(versions[-1].name.version) if len(found) > wanted else None
 
     async def aliases(self, name: str, page: Page) -> tuple[list[Alias], str | None]:
@@ -231,13 +232,3 @@ def _is_version(name: VersionName) -> sa.ColumnElement[bool]:
 
 def _is_alias(name: AliasName) -> sa.ColumnElement[bool]:
     return sa.and_(model_alias.c.model == name.model, model_alias.c.alias == name.alias)
-
-
-def _fitting(sizes: Sequence[int]) -> int:
-    """How many of the first fit on a page; at least one, if there is one."""
-    total = 0
-    for count, size in enumerate(sizes):
-        total += size
-        if count and total > PAGE_BYTES:
-            return count
-    return len(sizes)

@@ -1,5 +1,6 @@
 """Artifact's RPCs: from message to domain call to message."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any
@@ -186,8 +187,10 @@ class ModelRegistryService(model_registry_service_pb2_grpc.ModelRegistryServiceS
         page = self._pages.page(scope, request.page_size, request.page_token)
         async with self._database.transaction() as connection:
             versions, after = await RegistryReader(connection).versions(parent, page)
+        # Off the loop: a page of large signatures takes a while.
+        messages = await asyncio.to_thread(lambda: [version_message(version) for version in versions])
         return registry_pb.ListModelVersionsResponse(
-            model_versions=map(version_message, versions), next_page_token=self._pages.next_token(scope, after)
+            model_versions=messages, next_page_token=self._pages.next_token(scope, after)
         )
 
     async def SetAlias(self, request: registry_pb.SetAliasRequest, context: Any) -> model_pb2.ModelAlias:

@@ -43,7 +43,7 @@ def _target(version: VersionInfo, role: str, state: State) -> deployment_pb2.Tar
         role=deployment_pb2.Target.Role.Value(f"ROLE_{role}"),
         model_version=VERSION.format(version.model, version.version),
         digest=version.digest,
-        signature=signature_message(version.signature),
+        signature=signature_message(version.described()),
         state=_state(state),
     )
 

@@ -1,6 +1,6 @@
 """What shall be served: the rules, free of transport and storage."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Literal
 from uuid import UUID
@@ -22,14 +22,23 @@ State = Literal["LOADING", "READY", "FAILED"]
 
 @dataclass(frozen=True, slots=True)
 class VersionInfo:
-    """What the registry knows of a version. `size` is in bytes."""
+    """What the registry knows of a version. `size` is in bytes.
+
+    `signature` is None where it was not read: it may be large, and few need it. It tells no versions apart.
+    """
 
     model: str
     version: int
     digest: str
     size: int
-    signature: Signature
+    signature: Signature | None = field(compare=False)
     label_output: str
+
+    def described(self) -> Signature:
+        """The signature; ValueError where it was not read."""
+        if self.signature is None:
+            raise ValueError(f"the signature of version {self.version} of {self.model} was not read")
+        return self.signature
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +128,7 @@ class Deployments:
 
 
 def _check_size(name: str, version: VersionInfo) -> None:
-    limit = largest_model(name, version.version, version.signature)
+    limit = largest_model(name, version.version, version.described())
     if version.size > limit:
         raise InferplaneError(
             ErrorReason.ERROR_REASON_MODEL_TOO_LARGE_TO_LOAD, size=str(version.size), limit=str(limit)

@@ -1,6 +1,8 @@
 """Inference's SQL."""
 
-from collections.abc import Callable, Sequence
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -12,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from inferplane.server.inference.deployments import Deployment, Incoming, State, VersionInfo
 from inferplane.server.inference.tables import deployment as deployment_table
 from inferplane.server.inference.tables import other_target as target_table
-from inferplane.server.storage.pages import Page
+from inferplane.server.storage.pages import PAGE_BYTES, Page, fitting
 from inferplane.server.storage.unit_of_work import UnitOfWork
 from inferplane.server.tensors import signature_from_bytes, signature_message
 
@@ -25,10 +27,16 @@ _columns = deployment_table.c
 _targets = target_table.c
 _live = _columns.deleted_at.is_(None)
 _age = sa.extract("epoch", sa.func.now() - _targets.requested_at).label("age")
+_coming = _targets.role == "INCOMING"
+_plain = [column for column in _columns if column is not _columns.signature]
+_plain_targets = [column for column in _targets if column is not _targets.signature]
+# Of former targets nobody asks for it.
+_coming_signature = sa.case((_coming, _targets.signature)).label("signature")
+_unread = sa.cast(sa.null(), sa.LargeBinary).label("signature")
 
 
 def _version(model: str, row: Any) -> VersionInfo:
-    signature = signature_from_bytes(row.signature)
+    signature = None if row.signature is None else signature_from_bytes(row.signature)
     return VersionInfo(model, row.version, row.digest, row.size, signature, row.label_output)
 
 
@@ -50,12 +58,16 @@ def _deployment(row: Any, others: Sequence[Any]) -> Deployment:
     )
 
 
+def _built(rows: Sequence[Any], others: Mapping[UUID, Sequence[Any]]) -> list[Deployment]:
+    return [_deployment(row, others.get(row.id, ())) for row in rows]
+
+
 def _values(version: VersionInfo) -> dict[str, Any]:
     return {
         "version": version.version,
         "digest": version.digest,
         "size": version.size,
-        "signature": signature_message(version.signature).SerializeToString(deterministic=True),
+        "signature": signature_message(version.described()).SerializeToString(deterministic=True),
         "label_output": version.label_output,
     }
 
@@ -78,13 +90,32 @@ class DeploymentReader:
         if page.after is not None:
             names = names.where(_columns.name > page.after)
         wanted = [name for name in await self._connection.scalars(names) if visible(name)]
-        chosen = wanted[: page.size]
+        chosen = await self._fitting(wanted[: page.size])
         query = sa.select(deployment_table).where(_live, _columns.name.in_(chosen)).order_by(_columns.name)
-        return await self._deployments(query), chosen[-1] if len(wanted) > page.size else None
+        return await self._deployments(query), chosen[-1] if len(wanted) > len(chosen) else None
+
+    async def _fitting(self, names: list[str]) -> list[str]:
+        """The first of these deployments, as many as fit on a page."""
+        size = sa.func.octet_length
+        coming = sa.select(sa.func.sum(size(_targets.signature))).where(_targets.deployment_id == _columns.id, _coming)
+        # The message has the signature of what serves twice.
+        total = (2 * size(_columns.signature) + sa.func.coalesce(coming.scalar_subquery(), 0)).label("size")
+        query = sa.select(_columns.name, total).where(_live, _columns.name.in_(names))
+        sizes = {row.name: row.size for row in await self._connection.execute(query)}
+        return names[: fitting([sizes.get(name, 0) for name in names], PAGE_BYTES)]
 
     async def all_with_deleted(self) -> list[Deployment]:
-        """Everything, oldest first: what shall be served and what shall be unloaded."""
-        return await self._deployments(sa.select(deployment_table).order_by(_columns.id))
+        """Everything, oldest first: what shall be served and what shall be unloaded. Signatures are not read."""
+        return await self._deployments(sa.select(*_plain, _unread).order_by(_columns.id), _unread)
+
+    async def described(self, deployment: Deployment, version: VersionInfo) -> VersionInfo | None:
+        """A version of the deployment's with its signature; None where the deployment has it no more."""
+        mine = sa.select(_columns.signature).where(_columns.id == deployment.id, _columns.version == version.version)
+        other = sa.select(_targets.signature).where(
+            _targets.deployment_id == deployment.id, _targets.version == version.version
+        )
+        found = await self._connection.scalar(sa.union_all(mine, other).limit(1))
+        return None if found is None else replace(version, signature=signature_from_bytes(found))
 
     async def delete(self, deployment_id: UUID) -> None:
         """Remove a deleted deployment's row, once Triton has forgotten it."""
@@ -96,15 +127,21 @@ class DeploymentReader:
         waiting = sa.and_(_columns.id == deployment_id, _live, _columns.state == "LOADING")
         await self._connection.execute(sa.update(deployment_table).where(waiting).values(state_message=message))
 
-    async def _deployments(self, query: sa.Select[Any]) -> list[Deployment]:
+    async def _deployments(
+        self, query: sa.Select[Any], signature: sa.ColumnElement[Any] = _coming_signature
+    ) -> list[Deployment]:
+        """What `query` finds, with its other targets, of which `signature` is read."""
         rows = (await self._connection.execute(query)).all()
         ids = [row.id for row in rows]
         order = (_targets.requested_at, _targets.version)
-        found = sa.select(target_table, _age).where(_targets.deployment_id.in_(ids)).order_by(*order)
+        found = sa.select(*_plain_targets, signature, _age).where(_targets.deployment_id.in_(ids)).order_by(*order)
         others: dict[UUID, list[Any]] = {}
         for other in await self._connection.execute(found):
             others.setdefault(other.deployment_id, []).append(other)
-        return [_deployment(row, others.get(row.id, ())) for row in rows]
+        if len(rows) == 1:
+            return _built(rows, others)
+        # Off the loop: a page of large signatures takes a while.
+        return await asyncio.to_thread(_built, rows, others)
 
 
 class DeploymentRepository(DeploymentReader):
@@ -160,8 +197,9 @@ class DeploymentRepository(DeploymentReader):
         deployment = await self.locked(name)
         if deployment is None or deployment.incoming is None or deployment.incoming.version != version:
             return False
+        coming = deployment.incoming
         await self._remember(deployment.id, deployment.version)
-        await self._make_primary(deployment.id, version, state="READY", requested_at=deployment.incoming.requested_at)
+        await self._make_primary(deployment.id, coming.version, state="READY", requested_at=coming.requested_at)
         await self._forget_formers(deployment.id)
         return True
 

@@ -1,5 +1,6 @@
 """Inference's RPCs: from message to domain call to message."""
 
+import asyncio
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -112,8 +113,10 @@ class DeploymentService(deployment_service_pb2_grpc.DeploymentServiceServicer):
             deployments, after = await DeploymentReader(connection).visible(
                 page, lambda name: snapshot.allows(subject, Permission.PERMISSION_DEPLOYMENTS_READ, name)
             )
+        # Off the loop: a page of large signatures takes a while.
+        messages = await asyncio.to_thread(lambda: [deployment_message(deployment) for deployment in deployments])
         return deployment_pb.ListDeploymentsResponse(
-            deployments=map(deployment_message, deployments), next_page_token=self._pages.next_token(scope, after)
+            deployments=messages, next_page_token=self._pages.next_token(scope, after)
         )
 
     async def DeleteDeployment(

@@ -11,10 +11,12 @@ from inferplane.common.v1.errors_pb2 import ErrorReason
 from inferplane.server.errors import InferplaneError, invalid_field
 from inferplane.server.keys import MasterKey
 
-__all__ = ["Page", "PageTokens"]
+__all__ = ["PAGE_BYTES", "Page", "PageTokens", "fitting"]
 
 DEFAULT_SIZE = 100
 MAX_SIZE = 1000
+PAGE_BYTES = 1 << 20
+"""Signatures on one page at most, unless a single item has more: a message has a limit."""
 _MAC_SIZE = 16
 
 
@@ -60,3 +62,13 @@ class PageTokens:
 
     def _mac(self, scope: Sequence[str], cursor: bytes) -> bytes:
         return hmac.digest(self._key, json.dumps(list(scope)).encode() + b"\0" + cursor, "sha256")[:_MAC_SIZE]
+
+
+def fitting(sizes: Sequence[int], room: int) -> int:
+    """How many of the first items, of these sizes in bytes, fit into `room`; at least one, if there is one."""
+    total = 0
+    for count, size in enumerate(sizes):
+        total += size
+        if count and total > room:
+            return count
+    return len(sizes)

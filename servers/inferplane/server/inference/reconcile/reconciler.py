@@ -158,9 +158,13 @@ class Reconciler:
 
     async def _load(self, deployment: "Deployment", version: "VersionInfo") -> None:
         key = key_of(deployment, version)
+        async with self._database.transaction() as connection:
+            described = await DeploymentReader(connection).described(deployment, version)
+        if described is None:
+            return
         log.info("deployment_loading", deployment=deployment.name, digest=version.digest)
         try:
-            await self._loader.load(deployment.name, version)
+            await self._loader.load(deployment.name, described)
         except AwayError as away:
             # Not the deployment's fault: its state stays.
             delay = self._away.failed(key, self._clock())
