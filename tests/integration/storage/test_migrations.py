@@ -1,10 +1,12 @@
 """The schema and what the code believes of it."""
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
@@ -20,6 +22,7 @@ from inferplane.server.inference import tables as inference
 from inferplane.server.reporting import tables as reporting
 from inferplane.server.settings import ServiceName, Settings
 from inferplane.server.storage import audit, migrate
+from inferplane.server.storage.database import asyncpg_dsn
 from inferplane.server.storage.schema import MIN_SCHEMA, SCHEMA_VERSION, SchemaVersionError, check_version
 from tests.conftest import execute
 from tests.support.database import audit_events, rows
@@ -95,11 +98,11 @@ async def pretend(url: URL, version: str, minimum: str) -> None:
 
 @pytest.fixture
 async def events_of_before(postgres: URL) -> AsyncIterator[URL]:
-    """A database of the version before events were bytes, with 1,500 of them."""
+    """A database of two versions before events were bytes, with 1,500 of them."""
     url = postgres.set(database="events_of_before")
     await execute(postgres, "CREATE DATABASE events_of_before")
     try:
-        await asyncio.to_thread(upgrade, url, "0006")
+        await asyncio.to_thread(upgrade, url, "0005")
         await execute(
             url,
             """
@@ -122,9 +125,14 @@ def statements() -> Iterator[list[str]]:
     def listen(_connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
         said.append(statement)
 
+    def commit(_connection: Any) -> None:
+        said.append("COMMIT")
+
     event.listen(Engine, "before_cursor_execute", listen)
+    event.listen(Engine, "commit", commit)
     yield said
     event.remove(Engine, "before_cursor_execute", listen)
+    event.remove(Engine, "commit", commit)
 
 
 async def test_events_of_before_become_bytes(events_of_before: URL) -> None:
@@ -148,8 +156,64 @@ async def test_policy_and_sign_ins_are_locked_after_all_events_are_converted(
 ) -> None:
     await migrate.migrate(events_of_before)
     of_events = [at for at, statement in enumerate(statements) if "reporting.audit_event" in statement]
-    of_calls = [at for at, said in enumerate(statements) if "policy." in said or "auth." in said]
+    # What was locked before is free again by then.
+    began = max(at for at, said in enumerate(statements[: of_events[0]]) if said == "COMMIT")
+    of_calls = [at for at, said in enumerate(statements) if at > began and ("policy." in said or "auth." in said)]
     assert of_events[-1] < of_calls[0]
+
+
+NAMED = {"application_name": "inferplane-auth"}
+
+
+@pytest.mark.parametrize(
+    ("settings_of_session", "statement", "name"),
+    [(NAMED, "SELECT 1", "inferplane-auth"), ({}, "SELECT revision FROM policy.revision", "inferplane")],
+    ids=["a service", "what follows the policy, in releases that gave it no name"],
+)
+async def test_a_schema_that_services_could_not_work_with_is_refused_while_they_are_connected(
+    events_of_before: URL, settings_of_session: dict[str, str], statement: str, name: str
+) -> None:
+    service = await asyncpg.connect(asyncpg_dsn(events_of_before), server_settings=settings_of_session)
+    await service.fetch(statement)
+    with pytest.raises(migrate.ServicesConnectedError, match=rf"stop all of them.*connected are {name} \(1\)$"):
+        await migrate.migrate(events_of_before)
+    assert await service.fetchval("SELECT version_num FROM public.alembic_version") == "0005"
+    await service.close()
+    assert await migrate.migrate(events_of_before) == SCHEMA_VERSION
+
+
+async def test_people_and_services_that_can_go_on_hold_up_no_migration(
+    events_of_before: URL, database_url: URL
+) -> None:
+    person = await asyncpg.connect(asyncpg_dsn(events_of_before), server_settings={"application_name": "psql"})
+    service = await asyncpg.connect(asyncpg_dsn(database_url), server_settings=NAMED)
+    await migrate.migrate(events_of_before)
+    await migrate.migrate(database_url)
+    await person.close()
+    await service.close()
+
+
+async def test_each_connection_of_a_service_is_called_so(settings: Settings, database_url: URL) -> None:
+    query = "SELECT DISTINCT application_name FROM pg_stat_activity WHERE datname = current_database()"
+    async with running_mesh(settings, ServiceName.AUTH) as mesh:
+        await mesh.login()
+        names = {row["application_name"] for row in await rows(database_url, query)}
+    assert names == {"", "inferplane-auth", "inferplane-policy"}
+
+
+MIGRATE = """
+import asyncio, sys
+from sqlalchemy import make_url
+from inferplane.server.storage.migrate import migrate
+asyncio.run(migrate(make_url(sys.argv[1])))
+"""
+
+
+async def test_two_who_migrate_at_once_take_turns(events_of_before: URL) -> None:
+    url = events_of_before.render_as_string(hide_password=False)
+    both = [await asyncio.create_subprocess_exec(sys.executable, "-c", MIGRATE, url) for _ in range(2)]
+    assert [await process.wait() for process in both] == [0, 0]
+    assert len(await audit_events(events_of_before, "alias.set")) == 1500
 
 
 def upgrade(url: URL, version: str) -> None:

@@ -24,6 +24,8 @@ log = structlog.get_logger()
 
 CHECK_INTERVAL = 1.0
 ANSWER_TIMEOUT = 2.0
+APPLICATION_NAME = "inferplane-policy"
+"""How this connection is called in the database, where a migration looks for services."""
 
 
 async def _grants(connection: asyncpg.Connection, _present: PolicySnapshot) -> Grants:
@@ -103,7 +105,7 @@ class PolicySource:
 
     async def connect(self) -> asyncpg.Connection:
         """A connection outside the pool, for listening and for session locks; the caller closes it."""
-        settings = ENDS_WITH_US | ({"role": self._role} if self._role else {})
+        settings = ENDS_WITH_US | {"application_name": APPLICATION_NAME} | ({"role": self._role} if self._role else {})
         return await asyncpg.connect(
             self._dsn, timeout=ANSWER_TIMEOUT, command_timeout=ANSWER_TIMEOUT, server_settings=settings
         )

@@ -12,6 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from inferplane.server.auth.first_admin import create_first_admin
 from inferplane.server.commands.failures import fail, reported
 from inferplane.server.settings_sources import load_settings
+from inferplane.server.storage.migrate import ServicesConnectedError
 from inferplane.server.storage.migrate import migrate as run_migrations
 
 __all__ = ["app"]
@@ -24,12 +25,13 @@ console = Console()
 def migrate() -> None:
     """Bring the database at INFERPLANE_DATABASE_URL to this release's version, as its owner.
 
-    Safe to run at any time and from several machines at once: an advisory lock lets one go first.
+    Safe to run at any time and from several machines at once: an advisory lock lets one go first. Where services of the
+    release before could not go on, it changes nothing and names those that are to be stopped.
     """
     settings = load_settings()
     if settings.database_url is None:
         fail("INFERPLANE_DATABASE_URL is not set; `inferplane up` migrates its own database by itself")
-    with reported(SQLAlchemyError):
+    with reported(SQLAlchemyError, ServicesConnectedError):
         version = asyncio.run(run_migrations(make_url(settings.database_url.get_secret_value())))
     console.print(f"The database is at version {version}.")
 

@@ -16,7 +16,7 @@ from inferplane.server.identity.workloads import ensure_workload_keys
 from inferplane.server.keys import MasterKey
 from inferplane.server.rpc.errors import public_message
 from inferplane.server.settings import Settings
-from inferplane.server.storage.migrate import migrate
+from inferplane.server.storage.migrate import ServicesConnectedError, migrate
 
 
 async def prepare(settings: Settings, admin: str, password: str) -> None:
@@ -35,5 +35,7 @@ if __name__ == "__main__":
         asyncio.run(prepare(Settings.model_validate_json(given["settings"]), given["admin"], given["password"]))
     except InferplaneError as error:
         sys.exit(f"error: the database could not be prepared: {public_message(error)}")
+    except ServicesConnectedError as error:
+        sys.exit(f"error: the database could not be prepared: {error}")
     except Exception as error:  # noqa: BLE001 - for people, who see it in the terminal
         sys.exit(f"error: the database could not be prepared: {type(error).__name__}: {error}")

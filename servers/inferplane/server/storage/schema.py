@@ -5,12 +5,15 @@ from sqlalchemy import URL
 
 from inferplane.server.storage.database import asyncpg_dsn
 
-__all__ = ["MIN_SCHEMA", "SCHEMA_VERSION", "SchemaVersionError", "check_version"]
+__all__ = ["BREAK", "MIN_SCHEMA", "SCHEMA_VERSION", "SchemaVersionError", "check_version"]
 
 SCHEMA_VERSION = "0007"
 """The newest that this release knows, and what it migrates to. Versions sort as text."""
 MIN_SCHEMA = "0007"
 """The oldest that this release works with."""
+
+BREAK = "0007"
+"""The newest version that services of releases before it cannot work with: its migration has them all stopped."""
 
 
 class SchemaVersionError(Exception):
