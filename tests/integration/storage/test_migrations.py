@@ -15,18 +15,23 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import URL, Connection, Engine, MetaData, event
 from sqlalchemy.ext.asyncio import create_async_engine
+from structlog.testing import capture_logs
 
+from inferplane.common.v1.errors_pb2 import ErrorReason
+from inferplane.server.access.source import PolicySource
 from inferplane.server.artifact import tables as artifact
 from inferplane.server.auth import tables as auth
+from inferplane.server.errors import InferplaneError
 from inferplane.server.inference import tables as inference
 from inferplane.server.reporting import tables as reporting
 from inferplane.server.settings import ServiceName, Settings
 from inferplane.server.storage import audit, migrate
 from inferplane.server.storage.database import asyncpg_dsn
+from inferplane.server.storage.database import database_url as url_of
 from inferplane.server.storage.schema import MIN_SCHEMA, SCHEMA_VERSION, SchemaVersionError, check_version
 from tests.conftest import execute
 from tests.support.database import audit_events, rows
-from tests.support.mesh import running_mesh
+from tests.support.mesh import running_mesh, until
 
 MIGRATIONS = Path(migrate.__file__).parent / "migrations"
 
@@ -88,6 +93,35 @@ async def test_a_service_runs_on_a_newer_database_that_takes_it(settings: Settin
     await pretend(database_url, "9999", SCHEMA_VERSION)
     async with running_mesh(settings, ServiceName.AUTH) as mesh:
         await mesh.login()
+
+
+async def test_policy_decides_nothing_once_the_database_has_no_place_for_this_release(
+    settings: Settings, database_url: URL
+) -> None:
+    source = PolicySource(*url_of(settings, ServiceName.AUTH), 300)
+    following = asyncio.create_task(source.run())
+    await source.first_snapshot()
+
+    refusals: set[int] = set()
+
+    def decides() -> bool:
+        try:
+            source.current()
+        except InferplaneError as error:
+            refusals.add(error.reason)
+            return False
+        return True
+
+    assert decides()
+    with capture_logs() as logs:
+        await pretend(database_url, "9999", "9998")
+        await until(lambda: not decides())
+        assert [(line["event"], line["log_level"]) for line in logs] == [("schema_too_new", "critical")]
+    await pretend(database_url, "9999", SCHEMA_VERSION)
+    await until(decides)
+    assert refusals == {ErrorReason.ERROR_REASON_POLICY_STALE}
+    following.cancel()
+    await asyncio.gather(following, return_exceptions=True)
 
 
 async def pretend(url: URL, version: str, minimum: str) -> None:

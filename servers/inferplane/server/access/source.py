@@ -17,6 +17,7 @@ from inferplane.server.access.snapshot import EMPTY, GrantRow, Grants, Part, Pol
 from inferplane.server.errors import InferplaneError
 from inferplane.server.settings import ServiceName
 from inferplane.server.storage.database import ENDS_WITH_US, asyncpg_dsn
+from inferplane.server.storage.schema import SchemaVersionError, refuse_newer
 
 __all__ = ["PolicySource", "parts_of"]
 
@@ -24,6 +25,7 @@ log = structlog.get_logger()
 
 CHECK_INTERVAL = 1.0
 ANSWER_TIMEOUT = 2.0
+NEVER = float("-inf")
 APPLICATION_NAME = "inferplane-policy"
 """How this connection is called in the database, where a migration looks for services."""
 
@@ -58,7 +60,8 @@ class PolicySource:
     """One connection that listens. Losing it is also how a service learns that its database is down.
 
     Only `parts` are followed, and a part is read again when its own revision has moved. A snapshot is used for up to
-    `max_staleness` seconds after the tables last confirmed it.
+    `max_staleness` seconds after the tables last confirmed it, and not at all once the database has been migrated to a
+    version that this release cannot work with: who may do what stands there in a form of which it knows nothing.
     """
 
     def __init__(self, url: URL, role: str | None, max_staleness: float, parts: Collection[Part] = tuple(Part)) -> None:
@@ -69,13 +72,13 @@ class PolicySource:
         self._watchers: list[Callable[[bool], None]] = []
         self._available = False
         self._first = asyncio.Event()
-        self._confirmed_at = float("-inf")
+        self._confirmed_at = NEVER
         self._wake = asyncio.Event()
         self._subscribers: list[tuple[Part, Callable[[], None]]] = []
         self.snapshot: PolicySnapshot = EMPTY
 
     def current(self) -> PolicySnapshot:
-        """The snapshot to decide by; POLICY_STALE if it is too old to."""
+        """The snapshot to decide by; POLICY_STALE if it is too old to, or this release."""
         if time.monotonic() - self._confirmed_at > self._max_staleness:
             raise InferplaneError(ErrorReason.ERROR_REASON_POLICY_STALE, retry_after=1.0)
         return self.snapshot
@@ -97,6 +100,12 @@ class PolicySource:
         while True:
             try:
                 await self._follow()
+            except SchemaVersionError as error:
+                if self._confirmed_at != NEVER:
+                    log.critical("schema_too_new", error=str(error))
+                self._confirmed_at = NEVER
+                self._set_available(False)
+                await asyncio.sleep(CHECK_INTERVAL)
             except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
                 if self._available:
                     log.warning("policy_source_lost", error=type(error).__name__)
@@ -126,6 +135,7 @@ class PolicySource:
 
     async def _refresh(self, connection: asyncpg.Connection) -> None:
         asked_at = time.monotonic()
+        await refuse_newer(connection)
         if self._moved(await self._revisions(connection)):
             # Revisions and rows are read in one snapshot of the database, or a change in between would be lost.
             async with connection.transaction(isolation="repeatable_read", readonly=True):

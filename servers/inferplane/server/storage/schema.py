@@ -5,7 +5,7 @@ from sqlalchemy import URL
 
 from inferplane.server.storage.database import asyncpg_dsn
 
-__all__ = ["BREAK", "MIN_SCHEMA", "SCHEMA_VERSION", "SchemaVersionError", "check_version"]
+__all__ = ["BREAK", "MIN_SCHEMA", "SCHEMA_VERSION", "SchemaVersionError", "check_version", "refuse_newer"]
 
 SCHEMA_VERSION = "0007"
 """The newest that this release knows, and what it migrates to. Versions sort as text."""
@@ -40,6 +40,16 @@ async def check_version(url: URL) -> None:
         raise SchemaVersionError(
             f"the database is at version {version}, which needs a release that knows version {minimum or version};"
             f" this one knows {SCHEMA_VERSION}: install a newer release"
+        )
+
+
+async def refuse_newer(connection: asyncpg.Connection) -> None:
+    """Raise SchemaVersionError where the database has been migrated to what only newer releases work with."""
+    minimum = await connection.fetchval("SELECT minimum FROM public.schema_compatibility")
+    if minimum is not None and minimum > SCHEMA_VERSION:
+        raise SchemaVersionError(
+            f"the database needs a release that knows version {minimum}, this one knows {SCHEMA_VERSION}:"
+            " install a newer release"
         )
 
 
