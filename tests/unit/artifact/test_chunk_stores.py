@@ -1,6 +1,7 @@
 """What is particular to each chunk store; what they have in common stands in tests/contract/."""
 
 import asyncio
+import contextlib
 import errno
 import os
 import shutil
@@ -11,6 +12,8 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import obstore
 import pytest
@@ -203,6 +206,35 @@ async def test_a_write_that_would_take_the_last_room_is_answered_as_by_a_full_di
     assert not files(tmp_path)
 
 
+async def test_chunks_that_are_written_at_once_do_not_take_the_last_room_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = 1 << 20
+    chunks = await LocalChunkStore.open(tmp_path)
+    disk = local_chunk_store.LEAST_ROOM + 2 * size + size // 2
+    all_looked = threading.Barrier(local_chunk_store.THREADS)
+
+    def taken() -> int:
+        while True:
+            # One may be renamed meanwhile.
+            with contextlib.suppress(FileNotFoundError):
+                present = [path for path in tmp_path.rglob("*") if not path.is_dir()]
+                return sum(path.stat().st_blocks * 512 for path in present)
+
+    def usage(_folder: Path) -> Any:
+        free = disk - taken()
+        # Whoever can look while others have looked and not written yet, does.
+        with contextlib.suppress(threading.BrokenBarrierError):
+            all_looked.wait(1)
+        return SimpleNamespace(free=free)
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    data = [bytes([number]) * size for number in range(local_chunk_store.THREADS)]
+    outcomes = await asyncio.gather(*(chunks.put(chunk_digest(part), part) for part in data), return_exceptions=True)
+    assert [outcome for outcome in outcomes if outcome is None] == [None, None]
+    assert len(files(tmp_path)) == 2
+
+
 async def test_a_folder_that_hangs_is_reported_and_takes_one_thread(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -254,14 +286,14 @@ async def test_slow_writes_leave_threads_to_others_and_take_no_more_than_theirs(
     go_on, full = threading.Event(), threading.Event()
     write, writing, most = local_chunk_store._write, 0, 0
 
-    def slow(path: Path, data: bytes) -> None:
+    def slow(path: Path, data: bytes, taking_room: threading.Lock) -> None:
         nonlocal writing, most
         writing += 1
         most = max(most, writing)
         if writing == local_chunk_store.THREADS:
             full.set()
         go_on.wait(60)
-        write(path, data)
+        write(path, data, taking_room)
         writing -= 1
 
     monkeypatch.setattr(local_chunk_store, "_write", slow)

@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 NAME = "chunk store"
 LEAST_ROOM = 64 << 20
-"""Free bytes that no write takes away."""
+"""Free bytes that no write takes away. Each further worker on the same disk may take one chunk of them."""
 THREADS = 8
 """Most of them at work in the folder at once."""
 START_TIMEOUT = 15.0
@@ -58,6 +58,7 @@ class LocalChunkStore:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._places = asyncio.Semaphore(THREADS)
+        self._taking_room = threading.Lock()
         self._checking: asyncio.Future[None] | None = None
 
     @classmethod
@@ -77,7 +78,7 @@ class LocalChunkStore:
     async def put(self, digest: str, data: ChunkBytes) -> None:
         """See `ChunkStore.put`. An existing chunk is written again: it may be damaged or not yet durable."""
         try:
-            await self._off_loop(lambda: _write(self._path(digest), data))
+            await self._off_loop(lambda: _write(self._path(digest), data, self._taking_room))
         except FileNotFoundError as error:
             raise unavailable(NAME, "has lost its folder") from error
 
@@ -203,12 +204,16 @@ def _make_folder(folder: Path) -> None:
     sync_folder(folder.parent)
 
 
-def _write(path: Path, data: ChunkBytes) -> None:
-    _check_room(path.parent, len(data))
+def _write(path: Path, data: ChunkBytes, taking_room: threading.Lock) -> None:
     scratch = path.with_name(f".{path.name}.{secrets.token_hex(8)}{_SCRATCH_SUFFIX}")
     descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         with os.fdopen(descriptor, "wb", buffering=0) as file:
+            # One after the other, so that the next one sees what this one takes before it is written.
+            with taking_room:
+                _check_room(path.parent, len(data))
+                if data:
+                    os.posix_fallocate(descriptor, 0, len(data))
             rest = memoryview(data)
             while rest:
                 rest = rest[file.write(rest) :]
