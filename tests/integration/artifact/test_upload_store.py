@@ -339,6 +339,33 @@ def test_an_old_upload_that_becomes_a_version_is_not_forgotten_meanwhile(setting
     on_bench(settings, race)
 
 
+def test_a_chunk_that_cannot_be_removed_keeps_no_other(settings: Settings, database_url: URL) -> None:
+    datas = [bytes_of(CHUNK_SIZE, seed) for seed in range(4)]
+    kept = sorted(map(chunk_digest, datas))[:2]
+
+    class Stubborn(LocalChunkStore):
+        async def delete(self, digest: str) -> None:
+            if digest in kept:
+                raise InferplaneError(ErrorReason.ERROR_REASON_DEPENDENCY_UNAVAILABLE, dependency="chunk store")
+            await super().delete(digest)
+
+    async def leave_garbage(bench: Bench) -> None:
+        # In the order in which they are found again.
+        for data in sorted(datas, key=chunk_digest):
+            await bench.store.announce(chunk_digest(data))
+            await bench.chunks.put(chunk_digest(data), data)
+
+    async def clean_up(bench: Bench) -> None:
+        chunks = Stubborn(settings.data_dir / "blobs")
+        await Uploads(bench.store, chunks, MAX_SIZE, CHUNK_SIZE).clean_up()
+
+    on_bench(settings, leave_garbage)
+    ages(settings, database_url, OLD, OLD)
+    on_bench(settings, clean_up)
+    assert sorted(path.name for path in files(settings)) == kept
+    assert asyncio.run(rows(database_url, "SELECT digest FROM artifact.chunk ORDER BY 1")) == [(d,) for d in kept]
+
+
 def test_what_is_not_old_stays(settings: Settings, database_url: URL) -> None:
     name = new_name()
 
@@ -365,6 +392,7 @@ def test_a_chunk_that_is_written_while_it_is_collected_is_there_afterwards(
             collecting.set()
             await go_on.wait()
             await super().delete(digest)
+            order.append("collected")
 
     order: list[str] = []
 
@@ -380,11 +408,7 @@ def test_a_chunk_that_is_written_while_it_is_collected_is_there_afterwards(
     async def work(bench: Bench) -> None:
         folder = settings.data_dir / "blobs"
 
-        async def collect() -> None:
-            await bench.store.collect(chunk_digest(data), now(), SlowDelete(folder))
-            order.append("collected")
-
-        collector = asyncio.create_task(collect())
+        collector = asyncio.create_task(bench.store.collect(chunk_digest(data), now(), SlowDelete(folder)))
         await collecting.wait()
         name = new_name()
         uploads = Uploads(bench.store, NotedPut(folder), MAX_SIZE, CHUNK_SIZE)

@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
+import structlog
+
 from inferplane.common.v1.errors_pb2 import ErrorReason
 from inferplane.server.artifact.blobs import Chunk, total_size, whole_digest
 from inferplane.server.artifact.chunk_store import ChunkStore, chunk_digest
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from inferplane.server.artifact.upload_repository import UploadRepository
 
 __all__ = ["CHUNK_SIZE", "Finish", "Piece", "Upload", "Uploads"]
+
+log = structlog.get_logger()
 
 CHUNK_SIZE = 16 << 20
 WRITERS = 16
@@ -111,7 +115,11 @@ class Uploads:
         await self._store.forget_stale(now() - STALE_AFTER)
         written_before = now() - UNUSED_AFTER
         for digest in await self._store.unused(written_before):
-            await self._store.collect(digest, written_before, self._chunks)
+            try:
+                await self._store.collect(digest, written_before, self._chunks)
+            except InferplaneError as error:
+                # It must not keep those behind it; the next round tries it again.
+                log.warning("chunk_not_removed", chunk=digest, error=str(error))
 
     async def _open(self, first: Piece, actor: Actor) -> Upload:
         upload = await self._store.find(first.upload)
