@@ -9,7 +9,14 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 from sqlalchemy import URL
 
+from inferplane.server.ids import uuid7
+from inferplane.server.limits import MAX_LABELS
+from inferplane.server.reporting.predictions import Prediction
+from inferplane.server.reporting.repository import PredictionRepository
+from inferplane.server.settings import ServiceName, Settings
+from inferplane.server.storage.database import Database
 from tests.integration.reporting.records import DIGEST, NOON, Reporting, bad_fields, record, rows, seeded, two_waiting
+from tests.support.timing import processor_time
 
 
 async def stored_ids(url: URL) -> set[str]:
@@ -59,6 +66,19 @@ async def test_the_largest_batch_is_stored_and_a_larger_one_refused(reporting: R
     batch = [record() for _ in range(2001)]
     assert await bad_fields(reporting.ingest(*batch)) == ["records"]
     assert (await reporting.ingest(*batch[:2000])).stored_count == 2000
+
+
+async def test_a_batch_full_of_labels_costs_the_loop_little(settings: Settings) -> None:
+    """Writing 1.3 million labels as arrays takes 0.17 s, and what is left 0.02 s."""
+    labels = ("7",) * MAX_LABELS
+    batch = [Prediction(uuid7(), "", "users/a", "d", "d", 1, DIGEST, NOON, 1, 0, labels) for _ in range(130)]
+    database = Database(settings, ServiceName.REPORTING)
+    async with database.transaction() as connection:
+        with processor_time() as spent:
+            assert await PredictionRepository(connection).add(batch) == len(batch)
+            took = spent()
+    await database.close()
+    assert took < 0.09, f"{took:.3f} s"
 
 
 async def test_an_empty_batch_is_no_error(reporting: Reporting) -> None:

@@ -33,6 +33,11 @@ def _array_literal(labels: Iterable[str]) -> str:
     return "{" + ",".join(f'"{label}"' for label in quoted) + "}"
 
 
+async def _array_literals(lists: Iterable[Iterable[str]]) -> list[str]:
+    # Off the loop: a full request takes 25 ms or more.
+    return await asyncio.to_thread(lambda: [_array_literal(labels) for labels in lists])
+
+
 def _rows(name: str, **columns: tuple[sa.types.TypeEngine[Any], Sequence[Any]]) -> Any:
     """A table of these columns, sent as one array each."""
     arrays = [sa.literal(values, postgresql.ARRAY(kind)) for kind, values in columns.values()]
@@ -55,7 +60,7 @@ class PredictionRepository:
         columns: dict[str, tuple[sa.types.TypeEngine[Any], Sequence[Any]]] = {
             column.name: (column.type, [getattr(row, column.name) for row in predictions]) for column in _stored[:-1]
         }
-        columns["predicted_labels"] = (sa.Text(), [_array_literal(row.predicted_labels) for row in predictions])
+        columns["predicted_labels"] = (sa.Text(), await _array_literals(row.predicted_labels for row in predictions))
         given = _rows("given", **columns)
         values = [*list(given.c)[:-1], sa.cast(given.c.predicted_labels, _texts)]
         # In one order for all: batches that share records, met in opposite orders, would wait for each other.
@@ -110,8 +115,7 @@ class FeedbackRepository:
 
     async def given(self, labels: Mapping[UUID, Labels]) -> GivenLabels:
         """The labels, ready for statements."""
-        # Off the loop: a full request takes 25 ms or more.
-        literals = await asyncio.to_thread(lambda: [_array_literal(values) for values in labels.values()])
+        literals = await _array_literals(labels.values())
         table = _rows("given", id=(sa.Uuid(), list(labels)), labels=(sa.Text(), literals))
         return GivenLabels(table, sa.cast(table.c.labels, _texts))
 
