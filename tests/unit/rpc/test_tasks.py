@@ -133,5 +133,19 @@ async def test_repeated_work_that_fails_is_repeated(tasks: Tasks, registry: Coll
     assert value(registry, "restarts_total") == 1
 
 
+async def test_repeated_work_is_done_soon_after_the_start_however_seldom_it_is_repeated(
+    tasks: Tasks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "FIRST_ROUND", 0.0, raising=False)
+    done = asyncio.Event()
+
+    async def work() -> None:
+        done.set()
+
+    tasks.every(3600.0, "work", work)
+    async with asyncio.timeout(10):
+        await done.wait()
+
+
 def value(registry: CollectorRegistry, metric: str, task: str = "work") -> float | None:
     return registry.get_sample_value(f"inferplane_background_task_{metric}", {"task": task})

@@ -15,6 +15,8 @@ log = structlog.get_logger()
 
 FIRST_PAUSE = 1.0
 MOST_PAUSE = 10.0
+FIRST_ROUND = 60.0
+"""Seconds after the start at which seldom work is done at the latest, for processes that never run for long."""
 
 Work = Callable[[], Coroutine[Any, Any, None]]
 
@@ -44,12 +46,13 @@ class Tasks:
         self._tasks.add(asyncio.create_task(self._supervise(name, work), name=name))
 
     def every(self, seconds: float, name: str, work: Work) -> None:
-        """Run `work` again and again, first after `seconds`."""
+        """Run `work` again and again with `seconds` between, first after as long or FIRST_ROUND."""
 
         async def repeat() -> None:
+            await asyncio.sleep(min(seconds, FIRST_ROUND))
             while True:
-                await asyncio.sleep(seconds)
                 await work()
+                await asyncio.sleep(seconds)
 
         self.start(name, repeat)
 
