@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -11,6 +12,8 @@ from sqlalchemy import URL
 from inferplane.auth.v1 import auth_service_pb2 as pb
 from inferplane.server.access.snapshot import Part
 from inferplane.server.auth.sessions import REFRESH_GRACE
+from inferplane.server.bootstrap import run_service
+from inferplane.server.keys import MasterKey
 from inferplane.server.settings import ServiceName, Settings
 from tests.conftest import execute
 from tests.support.database import rows
@@ -37,6 +40,18 @@ async def test_login_proves_who_one_is(mesh: Mesh) -> None:
 async def test_wrong_password_and_unknown_user_fail_alike(mesh: Mesh, username: str) -> None:
     error = await failure(mesh.auth.Login(pb.LoginRequest(username=username, password="wrong")))
     assert (error.code(), error.details()) == (grpc.StatusCode.UNAUTHENTICATED, "wrong username or password")
+
+
+async def test_auth_does_not_start_with_another_master_key_than_its_signing_keys_were_sealed_with(
+    settings: Settings, tmp_path: Path
+) -> None:
+    async with running_mesh(settings, ServiceName.AUTH):
+        pass
+    (tmp_path / "other.key").write_bytes(bytes(MasterKey.SIZE))
+    other = settings.model_copy(update={"master_key_file": tmp_path / "other.key"})
+    with pytest.raises(ValueError, match="sealed with another master key: restore that key file"):
+        async with run_service(ServiceName.AUTH, other, "127.0.0.1:0"):
+            pass
 
 
 async def test_refresh_answers_new_tokens_that_work(mesh: Mesh) -> None:

@@ -140,11 +140,15 @@ class LoginFlow:
                 await unit.commit()
 
     async def ensure_signing_key(self) -> None:
-        """Make the installation's first signing key if there is none."""
+        """Make the installation's first signing key if there is none; ValueError if it cannot be opened."""
         async with self._units_of_work(AUTH) as unit:
             store = AuthRepository(unit)
             await store.lock_signing_keys()
-            if not await store.signing_keys():
+            present = await store.signing_keys()
+            if present:
+                # Now rather than at the first sign-in, which could say nothing to an operator.
+                self._keys.open(present[0])
+            else:
                 key = self._keys.make()
                 await store.add_signing_key(key)
                 store.record("signing_key.create", f"signingKeys/{key.kid}")
