@@ -134,7 +134,7 @@ class Registry:
             raise _incomplete(new.upload)
         if upload != inspected.upload:
             # Clients choose the names of uploads: one that goes with its model can come back with other bytes.
-            detail = "it was begun anew while it was inspected"
+            detail = "it is not the one that was inspected any more"
             raise InferplaneError(ErrorReason.ERROR_REASON_UPLOAD_BUSY, retry_after=1.0, detail=detail)
         signature = inspected.signature
         version = Version(
