@@ -9,7 +9,7 @@ __all__ = [
     "ALIAS", "DEPLOYMENT", "GRANT", "MODEL", "SESSION", "UPLOAD", "USER", "VERSION",
     "AliasName", "AliasRef", "DeploymentId", "DeploymentRef", "Digest", "GrantRef", "ModelId", "ModelRef",
     "ResourcePattern", "Scope", "SubjectName", "UploadName", "UploadRef", "UserId", "VersionName", "VersionOrAliasRef",
-    "VersionRef", "subject_of",
+    "VersionRef", "deployment_id", "digest", "subject_of", "version_name",
 ]  # fmt: skip
 
 MODEL_ID = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
@@ -99,7 +99,13 @@ def _matching(pattern: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-def _version(name: str) -> VersionName:
+def deployment_id(name: str) -> str:
+    """The id in `deployments/{deployment}`; ValueError if the name has another shape."""
+    return DEPLOYMENT.parse(name)[0]
+
+
+def version_name(name: str) -> VersionName:
+    """What `models/{model}/versions/{version}` names; ValueError if the name has another shape."""
     model, version = VERSION.parse(name)
     return VersionName(model, int(version))
 
@@ -114,7 +120,8 @@ def _version_or_alias(name: str) -> VersionName | AliasName:
     raise ValueError(f"must have the form {VERSION.template} or {ALIAS.template}")
 
 
-def _digest(text: str) -> str:
+def digest(text: str) -> str:
+    """`text` where it is a digest of ours; ValueError if it is not."""
     if re.fullmatch(DIGEST_TEXT, text) is None:
         raise ValueError("must be sha256: and 64 lowercase hexadecimal digits")
     return text
@@ -131,13 +138,13 @@ UserId = Annotated[str, _matching(USER_ID)]
 Scope = Annotated[str, _matching(r"[A-Za-z0-9._*?-]{1,128}")]
 SubjectName = Annotated[str, AfterValidator(_subject)]
 ModelRef = Annotated[str, AfterValidator(lambda name: MODEL.parse(name)[0])]
-DeploymentRef = Annotated[str, AfterValidator(lambda name: DEPLOYMENT.parse(name)[0])]
+DeploymentRef = Annotated[str, AfterValidator(deployment_id)]
 GrantRef = Annotated[str, AfterValidator(lambda name: GRANT.parse(name)[0])]
-VersionRef = Annotated[VersionName, BeforeValidator(_version)]
+VersionRef = Annotated[VersionName, BeforeValidator(version_name)]
 AliasRef = Annotated[AliasName, BeforeValidator(lambda name: AliasName(*ALIAS.parse(name)))]
 VersionOrAliasRef = Annotated[VersionName | AliasName, BeforeValidator(_version_or_alias)]
 UploadRef = Annotated[UploadName, BeforeValidator(lambda name: UploadName(*UPLOAD.parse(name)))]
-Digest = Annotated[str, AfterValidator(_digest)]
+Digest = Annotated[str, AfterValidator(digest)]
 
 
 def subject_of(value: str) -> str:

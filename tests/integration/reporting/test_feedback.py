@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import grpc
@@ -252,7 +252,7 @@ async def test_labels_are_written_out_once_and_off_the_loop(
     threads: list[int] = []
     literal = repository._array_literal
 
-    def noted(labels: Iterable[str]) -> str:
+    def noted(labels: Sequence[str]) -> str:
         threads.append(threading.get_ident())
         return literal(labels)
 

@@ -1,7 +1,7 @@
 """Reporting's SQL."""
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -27,8 +27,10 @@ _succeeded = prediction.c.status_code == 0
 _stored = [column for column in prediction.c if column.computed is None]
 
 
-def _array_literal(labels: Iterable[str]) -> str:
+def _array_literal(labels: Sequence[str]) -> str:
     """Labels in PostgreSQL's text form of an array: `unnest` flattens an array of arrays, but not one of these."""
+    if not labels:
+        return "{}"
     quoted = (label.replace("\\", "\\\\").replace('"', '\\"') for label in labels)
     return "{" + ",".join(f'"{label}"' for label in quoted) + "}"
 
