@@ -48,7 +48,8 @@ class TritonLink:
                 ("grpc.max_reconnect_backoff_ms", 1000),
             ],
         )
-        self.metadata: tuple[tuple[str, str], ...] = (header,) if header else ()
+        # As grpc.aio wants it: of a tuple it would make one for each call.
+        self.metadata = grpc.aio.Metadata(*((header,) if header else ()))
         self.stub: Any = service_pb2_grpc.GRPCInferenceServiceStub(self.channel)
 
     def raw_unary(self, method: str) -> RawCall:

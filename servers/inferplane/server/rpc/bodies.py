@@ -10,7 +10,6 @@ import os
 import time
 from collections import Counter
 from pathlib import Path
-from typing import NamedTuple
 
 import grpc
 
@@ -35,13 +34,6 @@ MOST_PUBLIC = 256
 """Slow bodies of public methods; beyond them the oldest goes."""
 
 
-class _Reading(NamedTuple):
-    since: float
-    gate: FairGate
-    caller: str
-    public: bool
-
-
 class BodyReader:
     """Reads bodies. What arrives slowly may make the process grow by `budget` bytes, of public methods by 64 MiB, and
     must be whole after `time_limit` seconds, of public methods after 5."""
@@ -51,8 +43,8 @@ class BodyReader:
         self._public_gate = FairGate(capacity=QUICK, each=QUICK_EACH, waiting=WAITING, waiting_each=WAITING_EACH)
         self._budget = budget
         self._time_limit = time_limit
-        self._quick: dict[Call, _Reading] = {}
-        self._slow: dict[Call, _Reading] = {}
+        self._quick: dict[Call, float] = {}
+        self._slow: dict[Call, float] = {}
         self._level = 0
 
     async def read(self, call: Call) -> bytes:
@@ -60,21 +52,27 @@ class BodyReader:
 
         One that is too slow ends its call, with OVERLOADED or STREAM_STALLED.
         """
-        public = bool(call.method.access.public)
-        gate, caller = (self._public_gate, call.peer) if public else (self._gate, call.principal.subject)
+        gate, caller = self._gate_of(call)
         if not gate.try_enter(caller, 1):
             await self._wait(gate, caller)
-        self._quick[call] = _Reading(time.monotonic(), gate, caller, public)
+        self._quick[call] = time.monotonic()
         try:
             body = await call.context.read()
         finally:
-            if self._quick.pop(call, None) is not None:
+            if call in self._quick:
+                del self._quick[call]
                 gate.leave(caller, 1)
             else:
-                self._slow.pop(call, None)
+                del self._slow[call]
         if body is grpc.aio.EOF:
             raise InferplaneError(ErrorReason.ERROR_REASON_MALFORMED_REQUEST, detail="there is none")
         return body  # type: ignore[no-any-return] # bytes, where there is no deserialiser
+
+    def _gate_of(self, call: Call) -> tuple[FairGate, str]:
+        """Where the call waits for its turn, and as whom."""
+        if call.method.access.public:
+            return self._public_gate, call.peer
+        return self._gate, call.principal.subject
 
     async def sweep(self) -> None:
         """Look after the slow ones, until cancelled."""
@@ -82,10 +80,10 @@ class BodyReader:
             await asyncio.sleep(SWEEP_INTERVAL)
             now = time.monotonic()
             # In the order of their beginnings.
-            for call in [call for call, reading in self._quick.items() if now - reading.since > SLOW_AFTER]:
+            for call in [call for call, since in self._quick.items() if now - since > SLOW_AFTER]:
                 self._demote(call)
-            for call, reading in list(self._slow.items()):
-                if now - reading.since > (PUBLIC_TIME_LIMIT if reading.public else self._time_limit):
+            for call, since in list(self._slow.items()):
+                if now - since > (PUBLIC_TIME_LIMIT if call.method.access.public else self._time_limit):
                     call.end(InferplaneError(ErrorReason.ERROR_REASON_STREAM_STALLED))
             if self._slow:
                 self._shed()
@@ -97,15 +95,16 @@ class BodyReader:
             raise InferplaneError.overloaded("too many requests arrive at once") from None
 
     def _demote(self, call: Call) -> None:
-        reading = self._quick.pop(call)
-        reading.gate.leave(reading.caller, 1)
+        since = self._quick.pop(call)
+        gate, caller = self._gate_of(call)
+        gate.leave(caller, 1)
         if not self._slow:
             self._level = _resident()
-        self._slow[call] = reading
+        self._slow[call] = since
 
     def _shed(self) -> None:
         """End slow bodies where they are too many or the process has grown by too much since there were none."""
-        public = [call for call, reading in self._slow.items() if reading.public]
+        public = [call for call in self._slow if call.method.access.public]
         for call in public[: max(0, len(public) - MOST_PUBLIC)]:
             call.end(InferplaneError.overloaded("too many requests arrive slowly"))
         grown = _resident() - self._level
@@ -114,9 +113,9 @@ class BodyReader:
                 call.end(InferplaneError.overloaded("requests that arrive slowly hold too much"))
         elif grown > self._budget:
             # Half of what its heaviest caller has, the newest, and again after a while if that was not enough.
-            slow_of = Counter(reading.caller for reading in self._slow.values() if not reading.public)
+            slow_of = Counter(call.principal.subject for call in self._slow if not call.method.access.public)
             heaviest, count = slow_of.most_common(1)[0]
-            theirs = [call for call, reading in self._slow.items() if reading.caller == heaviest]
+            theirs = [call for call in self._slow if call.principal.subject == heaviest]
             for call in theirs[count // 2 :]:
                 call.end(InferplaneError.overloaded("requests that arrive slowly hold too much"))
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import Any, TypeAlias
 
@@ -43,8 +43,16 @@ class Call:
         self.code: grpc.StatusCode = grpc.StatusCode.OK
         self.reason = ""
         self.ending: InferplaneError | None = None
-        self.checks: list[Callable[[Message], None]] = []
-        self.standing: list[Callable[[], None]] = []
+        self.checks: Sequence[Callable[[Message], None]] = ()
+        self.standing: Sequence[Callable[[], None]] = ()
+
+    def must_pass(self, check: Callable[[Message], None]) -> None:
+        """Apply `check` to each message."""
+        self.checks = (*self.checks, check)
+
+    def rests_on(self, check: Callable[[], None]) -> None:
+        """Ask `check` again while a stream lasts; it raises InferplaneError where the stream must end."""
+        self.standing = (*self.standing, check)
 
     def admit(self, message: Message) -> None:
         """Apply what the interceptors check on each message; raises InferplaneError."""

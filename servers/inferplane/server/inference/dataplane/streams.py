@@ -54,8 +54,8 @@ class PredictionStream:
         self._under_way: set[asyncio.Task[bytes]] = set()
         self._latest_part: asyncio.Task[bytes] | None = None
         self._names: set[str] = set()
-        call.standing.append(self._check_progress)
-        call.standing.append(self._check_caller)
+        call.rests_on(self._check_progress)
+        call.rests_on(self._check_caller)
 
     async def run(self) -> None:
         """Serve until the client has said its last and has been answered."""

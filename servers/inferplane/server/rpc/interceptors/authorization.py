@@ -51,14 +51,14 @@ def _authorize_permission(call: Call, rule: PermissionRule, admission: Admission
         return
     somewhere = partial(admission.authorize_somewhere, call.principal, rule.permission)
     somewhere()
-    call.standing.append(somewhere)
+    call.rests_on(somewhere)
     match rule.WhichOneof("target"):
         case "installation":
             admission.authorize(call.principal, rule.permission, INSTALLATION)
         case "fields":
             check = _FieldsCheck(call.principal, rule, admission)
-            call.checks.append(check)
-            call.standing.append(check.again)
+            call.must_pass(check)
+            call.rests_on(check.again)
         case "filtered":
             pass
         case _:
