@@ -16,7 +16,8 @@ from inferplane.server.ids import uuid7
 from inferplane.server.limits import MAX_LABELS
 from inferplane.server.reporting import repository
 from inferplane.server.reporting.feedback import MAX_ANSWER_LABELS
-from tests.integration.reporting.records import Reporting, bad_fields, by_client_id, by_id, record, rows, two_waiting
+from tests.integration.reporting.records import Reporting, bad_fields, by_client_id, by_id, record, two_waiting
+from tests.support.database import rows
 from tests.support.mesh import ADMIN, detail, error_info, failure, reason
 
 NOT_FOUND = (grpc.StatusCode.NOT_FOUND, "PREDICTION_NOT_FOUND")

@@ -9,7 +9,8 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 from sqlalchemy import URL
 
-from tests.integration.reporting.records import DIGEST, NOON, Reporting, bad_fields, record, rows, seeded, two_waiting
+from tests.integration.reporting.records import DIGEST, NOON, Reporting, bad_fields, record, seeded, two_waiting
+from tests.support.database import rows
 
 
 async def stored_ids(url: URL) -> set[str]:

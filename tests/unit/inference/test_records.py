@@ -2,38 +2,18 @@
 
 from prometheus_client import CollectorRegistry
 
-from inferplane.reporting.v1.prediction_pb2 import PredictionRecord
 from inferplane.server.access.snapshot import Target
-from inferplane.server.inference.records.delivery import Delivery, RefusedError
+from inferplane.server.inference.records.delivery import Delivery
 from inferplane.server.inference.records.labels import LabelSource
 from inferplane.server.inference.records.notes import BATCH, Note, Notes
 from inferplane.server.tensors import Signature
+from tests.support.record_sink import Sink
 
 TARGET = Target("m", 1, "sha256:" + "0" * 64, Signature((), ()), "")
 
 
 def note(number: int, **changes: str) -> Note:
     return Note(f"id-{number}", changes.get("client", ""), "users/alice", "d", TARGET, 1, 2, 0, None)
-
-
-class Sink:
-    """Keeps what it is given; fails the next `failures` times and refuses what holds a record named in `refuses`."""
-
-    def __init__(self) -> None:
-        self.stored: list[str] = []
-        self.calls: list[int] = []
-        self.failures = 0
-        self.refuses: set[str] = set()
-
-    async def store(self, records: list[PredictionRecord]) -> None:
-        self.calls.append(len(records))
-        if self.failures:
-            self.failures -= 1
-            raise ConnectionError
-        ids = [record.prediction_id for record in records]
-        if self.refuses & set(ids):
-            raise RefusedError
-        self.stored += ids
 
 
 class Records:
