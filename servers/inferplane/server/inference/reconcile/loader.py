@@ -131,6 +131,7 @@ class ModelLoader:
     async def _run(self, job: LoadJob) -> Outcome:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
+            "-P",
             "-m",
             "inferplane.server.inference.reconcile.load_child",
             stdin=asyncio.subprocess.PIPE,
