@@ -1,8 +1,9 @@
 """Enforces the rule that the contract states for the method, on every message."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
+from itertools import islice
 from typing import Any
 
 from google.protobuf.message import Message
@@ -80,7 +81,8 @@ class _FieldsCheck:
 
     def __call__(self, message: Message) -> None:
         for path in self._rule.fields.paths:
-            values = values_at(message, path)
+            # One more than may be looked up shows that there are too many.
+            values = list(islice(values_at(message, path), MAX_NAMES + 1))
             if len(values) > MAX_NAMES:
                 raise invalid_field(path, f"must be at most {MAX_NAMES}")
             if not any(values):
@@ -99,13 +101,14 @@ class _FieldsCheck:
             self._admission.authorize(self._principal, self._rule.permission, subject_of(value))
 
 
-def values_at(message: Message, path: str) -> list[str]:
-    """The values of a field path such as `deployment.targets.model_version`: of every element, where one is a list."""
-    found: list[Any] = [message]
-    for step in path.split("."):
-        found = [value for item in found for value in _each(getattr(item, step))]
-    return found
-
-
-def _each(value: Any) -> list[Any]:
-    return [value] if isinstance(value, str | Message) else list(value)
+def values_at(message: Message, path: str) -> Iterator[str]:
+    """The values of a field path such as `deployment.targets.model_version`: of every element, where one is a list,
+    one after the other."""
+    step, _, rest = path.partition(".")
+    value: Any = getattr(message, step)
+    items: Iterable[Any] = (value,) if isinstance(value, str | Message) else value
+    for item in items:
+        if rest:
+            yield from values_at(item, rest)
+        else:
+            yield item
