@@ -14,6 +14,7 @@ from inferplane.server.errors import InferplaneError
 from inferplane.server.identity.verification import Verifier
 from inferplane.server.inference.dataplane.forwarder import Forwarder
 from inferplane.server.inference.dataplane.outcome import Outcomes
+from inferplane.server.inference.dataplane.unread import UnreadAnswers
 from inferplane.server.inference.records.notes import Notes
 from inferplane.server.inference.triton_link import from_triton
 from inferplane.server.rpc.errors import reason_name
@@ -39,7 +40,7 @@ def forwarder(*, ready: bool) -> tuple[Forwarder, Notes]:
     registry = CollectorRegistry()
     notes = Notes(registry)
     link: Any = Link()
-    return Forwarder(link, Admission(verifier, lambda: snapshot), Outcomes(notes, registry), 30), notes
+    return Forwarder(link, Admission(verifier, lambda: snapshot), Outcomes(notes, registry), UnreadAnswers(), 30), notes
 
 
 def request() -> bytes:

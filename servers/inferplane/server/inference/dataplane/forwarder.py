@@ -4,6 +4,7 @@ import asyncio
 import re
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple, TypeVar
 
 import grpc
@@ -16,6 +17,7 @@ from inferplane.server.access.snapshot import Route, Target
 from inferplane.server.errors import InferplaneError, invalid_field
 from inferplane.server.fairness import FairGate, GateFullError
 from inferplane.server.inference.dataplane.answer import Answer, Output, UnfitAnswerError, read_answer
+from inferplane.server.inference.dataplane.given_up import GivenUpCalls
 from inferplane.server.inference.dataplane.outcome import Attempt, Outcomes
 from inferplane.server.inference.dataplane.request import (
     InferRequest,
@@ -25,6 +27,7 @@ from inferplane.server.inference.dataplane.request import (
     read_head,
 )
 from inferplane.server.inference.dataplane.templates import Templates
+from inferplane.server.inference.dataplane.unread import UnreadAnswers
 from inferplane.server.inference.records.labels import MAX_KEPT, LabelSource, label_source
 from inferplane.server.inference.triton_link import RawCall, TritonLink, from_triton
 from inferplane.server.names import MODEL_ID
@@ -62,24 +65,33 @@ class Forwarder:
     call may take, in seconds."""
 
     def __init__(
-        self, link: TritonLink, admission: Admission, outcomes: Outcomes, cap: float, window: Window | None = None
+        self,
+        link: TritonLink,
+        admission: Admission,
+        outcomes: Outcomes,
+        unread: UnreadAnswers,
+        cap: float,
+        window: Window | None = None,
     ) -> None:
         self._infer: RawCall = link.raw_unary("ModelInfer")
         self._metadata = link.metadata
         self._admission = admission
         self._outcomes = outcomes
+        self._unread = unread
         self._cap = cap
         self._known: Templates[_Admitted] = Templates(REQUESTS)
         window = window or Window()
         self._gate = FairGate(
             capacity=window.capacity, each=window.each, waiting=window.waiting, waiting_each=window.waiting_each
         )
+        self._given_up = GivenUpCalls(self._gate)
 
     async def predict(
         self, principal: Principal, prediction_id: str, body: bytes, remaining: float | None = None
     ) -> Answer:
         """The answer to a serialised ModelInferRequest; the call is counted and recorded whatever becomes of it.
 
+        The answer is held as unread, to be released when it was sent, by its caller and with the size of its data.
         `remaining` is how long, in seconds, the caller waits. Raises PERMISSION_DENIED, DEPLOYMENT_NOT_FOUND,
         DEPLOYMENT_NOT_READY, MODEL_VERSION_NOT_FOUND, INVALID_FIELD, MALFORMED_REQUEST, OVERLOADED, INFERENCE_FAILED,
         and what Triton says of the input.
@@ -108,7 +120,11 @@ class Forwarder:
         try:
             attempt.route = self._route(principal, name)
             answer, labels = await self._answer(attempt, principal, encode(), remaining)
-            decoded = decode(answer)
+            try:
+                decoded = decode(answer)
+            except BaseException:
+                self._unread.release(principal.subject, len(answer.data))
+                raise
         except BaseException as error:
             self._outcomes.failed(attempt, error)
             raise
@@ -119,16 +135,14 @@ class Forwarder:
         self, attempt: Attempt, principal: Principal, body: bytes, remaining: float | None
     ) -> tuple[Answer, LabelSource | None]:
         deadline = time.monotonic() + (self._cap if remaining is None else min(self._cap, remaining))
-        admitted, route = self._admit(attempt, principal, body)
-        data = await self._forward(principal.subject, body, deadline)
-        answer = _checked(data, admitted, route)
-        output = _label_output(answer, admitted)
-        if output is None:
-            return answer, None
-        content = answer.content(output)
-        if len(content) <= MAX_KEPT:
-            return answer, label_source(output.datatype, output.shape, content)
-        return answer, await asyncio.to_thread(label_source, output.datatype, output.shape, content)
+        admitted, route, data = await self._forward(attempt, principal, body, deadline)
+        self._unread.hold(principal.subject, len(data))
+        try:
+            answer = self._checked(data, admitted, route)
+            return answer, await _labels_of(answer, admitted)
+        except BaseException:
+            self._unread.release(principal.subject, len(data))
+            raise
 
     def _admit(self, attempt: Attempt, principal: Principal, body: bytes) -> tuple["_Admitted", Route]:
         """Nothing but the name is looked at, or kept, of a request whose caller may not make it."""
@@ -156,18 +170,60 @@ class Forwarder:
             raise InferplaneError(ErrorReason.ERROR_REASON_DEPLOYMENT_NOT_FOUND, deployment=name)
         return route
 
-    async def _forward(self, caller: str, body: bytes, deadline: float) -> bytes:
-        cost = len(body) + CALL_COST
+    async def _forward(
+        self, attempt: Attempt, principal: Principal, body: bytes, deadline: float
+    ) -> tuple["_Admitted", Route, bytes]:
+        """What was known of the request when Triton was asked, and its answer."""
+        admitted, route = self._admit(attempt, principal, body)
+        caller, cost = principal.subject, len(body) + CALL_COST
         if not self._gate.try_enter(caller, cost):
             await self._wait(caller, cost, deadline)
+            try:
+                # Its grants, and the version that is served, may be others by now.
+                admitted, route = self._admit(attempt, principal, body)
+            except BaseException:
+                self._gate.leave(caller, cost)
+                raise
+        given_up = True
         try:
             timeout = deadline - time.monotonic()
-            answer: bytes = await self._infer(body, metadata=self._metadata, timeout=timeout)
+            data: bytes = await self._infer(body, metadata=self._metadata, timeout=timeout)
+            given_up = False
         except grpc.aio.AioRpcError as error:
+            given_up = error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
             raise from_triton(error) from error
         finally:
-            self._gate.leave(caller, cost)
+            if given_up:
+                self._given_up.keep(route.deployment, caller, cost)
+            else:
+                self._gate.leave(caller, cost)
+                self._given_up.let_go(route.deployment)
+        return admitted, route, data
+
+    def _checked(self, data: bytes, admitted: "_Admitted", route: Route) -> Answer:
+        """The answer, once it is seen to be what the version promises; raises INFERENCE_FAILED."""
+        known = admitted.answers.find(data)
+        # The version that answered may have been replaced since.
+        if known is not None and known[0] in (route.target, *route.others):
+            return Answer(data, route.deployment, *known)
+        try:
+            answer = read_answer(data, self._with_newest(route), admitted.requested)
+        except UnfitAnswerError as error:
+            detail = f"its answer does not fit the version's signature: {error}"
+            raise InferplaneError(ErrorReason.ERROR_REASON_INFERENCE_FAILED, detail=detail) from error
+        contents = [(output.start, output.end) for output in answer.outputs]
+        admitted.answers.remember(data, contents, (answer.target, answer.outputs))
         return answer
+
+    def _with_newest(self, route: Route) -> Route:
+        """The same, with the versions that have come since the request was admitted."""
+        try:
+            present = self._admission.policy().routes.get(route.deployment)
+        except InferplaneError:
+            return route
+        if present is None or present.target.model != route.target.model:
+            return route
+        return replace(route, others=(*route.others, present.target, *present.others))
 
     async def _wait(self, caller: str, cost: int, deadline: float) -> None:
         try:
@@ -204,20 +260,14 @@ def _check(request: InferRequest, route: Route) -> None:
     check_request(request, route.target.signature)
 
 
-def _checked(data: bytes, admitted: _Admitted, route: Route) -> Answer:
-    """The answer, once it is seen to be what the version promises; raises INFERENCE_FAILED."""
-    known = admitted.answers.find(data)
-    # The version that answered may have been replaced since.
-    if known is not None and known[0] in (route.target, *route.others):
-        return Answer(data, route.deployment, *known)
-    try:
-        answer = read_answer(data, route, admitted.requested)
-    except UnfitAnswerError as error:
-        detail = f"its answer does not fit the version's signature: {error}"
-        raise InferplaneError(ErrorReason.ERROR_REASON_INFERENCE_FAILED, detail=detail) from error
-    contents = [(output.start, output.end) for output in answer.outputs]
-    admitted.answers.remember(data, contents, (answer.target, answer.outputs))
-    return answer
+async def _labels_of(answer: Answer, admitted: _Admitted) -> LabelSource | None:
+    output = _label_output(answer, admitted)
+    if output is None:
+        return None
+    content = answer.content(output)
+    if len(content) <= MAX_KEPT:
+        return label_source(output.datatype, output.shape, content)
+    return await asyncio.to_thread(label_source, output.datatype, output.shape, content)
 
 
 def _label_output(answer: Answer, admitted: _Admitted) -> Output | None:
