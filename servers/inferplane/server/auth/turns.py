@@ -2,15 +2,13 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from ipaddress import IPv6Address, ip_network
 from typing import TypeVar
-from urllib.parse import unquote
 
 from inferplane.server.auth.devices import UNKNOWN
 from inferplane.server.errors import InferplaneError
 from inferplane.server.fairness import FairGate, GateFullError
 
-__all__ = ["Turns", "address_of"]
+__all__ = ["Turns"]
 
 T = TypeVar("T")
 
@@ -22,20 +20,6 @@ KNOWN = 1
 """The same for known devices, which have places of their own: no flood of strangers takes these."""
 KNOWN_WAITING = 64
 KNOWN_WAITING_EACH = 4
-_PREFIX = 64
-
-
-def address_of(peer: str) -> str:
-    """Who sends from there, as far as an address tells: one IPv4 address, or the /64 that one IPv6 host has."""
-    scheme, _, rest = unquote(peer).partition(":")
-    host = rest.rpartition(":")[0]
-    if scheme != "ipv6":
-        return f"{scheme}:{host}"
-    try:
-        address = IPv6Address(host.strip("[]").partition("%")[0])
-    except ValueError:
-        return f"{scheme}:{host}"
-    return str(ip_network((address, _PREFIX), strict=False))
 
 
 class Turns:

@@ -9,7 +9,9 @@ import asyncio
 import os
 import time
 from collections import Counter
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
+from typing import Any
 
 import grpc
 
@@ -23,6 +25,8 @@ __all__ = ["BodyReader"]
 QUICK = 64
 QUICK_EACH = 32
 """Bodies that are read at once, of all callers and of one."""
+PUBLIC_EACH = 8
+"""The same of one address, where nobody is known."""
 SLOW_AFTER = 0.1
 """Seconds after which a body counts among the slow ones instead."""
 WAITING = 4000
@@ -40,12 +44,13 @@ class BodyReader:
 
     def __init__(self, budget: int, time_limit: float) -> None:
         self._gate = FairGate(capacity=QUICK, each=QUICK_EACH, waiting=WAITING, waiting_each=WAITING_EACH)
-        self._public_gate = FairGate(capacity=QUICK, each=QUICK_EACH, waiting=WAITING, waiting_each=WAITING_EACH)
-        self._budget = budget
+        self._public_gate = FairGate(capacity=QUICK, each=PUBLIC_EACH, waiting=WAITING, waiting_each=WAITING_EACH)
         self._time_limit = time_limit
         self._quick: dict[Call, float] = {}
         self._slow: dict[Call, float] = {}
-        self._level = 0
+        self._streams: set[Call] = set()
+        self._public = _Growth(PUBLIC_BUDGET)
+        self._known = _Growth(budget)
 
     async def read(self, call: Call) -> bytes:
         """The body. Raises MALFORMED_REQUEST where there is none, and OVERLOADED.
@@ -74,6 +79,20 @@ class BodyReader:
             return self._public_gate, call.peer
         return self._gate, call.principal.subject
 
+    async def message(self, call: Call) -> Any:
+        """The next message of a stream, or EOF. While it does not come it counts among what arrives slowly: nobody but
+        gRPC knows how much of it is there. Streams have limits of their own for the time."""
+        self._streams.add(call)
+        try:
+            return await call.context.read()
+        finally:
+            self._streams.discard(call)
+
+    async def messages(self, call: Call) -> AsyncIterator[bytes]:
+        """All messages of a stream."""
+        while (message := await self.message(call)) is not grpc.aio.EOF:
+            yield message
+
     async def sweep(self) -> None:
         """Look after the slow ones, until cancelled."""
         while True:
@@ -85,8 +104,7 @@ class BodyReader:
             for call, since in list(self._slow.items()):
                 if now - since > (PUBLIC_TIME_LIMIT if call.method.access.public else self._time_limit):
                     call.end(InferplaneError(ErrorReason.ERROR_REASON_STREAM_STALLED))
-            if self._slow:
-                self._shed()
+            self._shed()
 
     async def _wait(self, gate: FairGate, caller: str) -> None:
         try:
@@ -98,26 +116,47 @@ class BodyReader:
         since = self._quick.pop(call)
         gate, caller = self._gate_of(call)
         gate.leave(caller, 1)
-        if not self._slow:
-            self._level = _resident()
         self._slow[call] = since
 
     def _shed(self) -> None:
-        """End slow bodies where they are too many or the process has grown by too much since there were none."""
-        public = [call for call in self._slow if call.method.access.public]
+        """End what arrives slowly where it is too much, or the process has grown by too much since it began."""
+        arriving = [*self._slow, *self._streams]
+        public = [call for call in arriving if call.method.access.public]
+        known = [call for call in arriving if not call.method.access.public]
         for call in public[: max(0, len(public) - MOST_PUBLIC)]:
             call.end(InferplaneError.overloaded("too many requests arrive slowly"))
-        grown = _resident() - self._level
-        if public and grown > PUBLIC_BUDGET:
-            for call in public:
-                call.end(InferplaneError.overloaded("requests that arrive slowly hold too much"))
-        elif grown > self._budget:
-            # Half of what its heaviest caller has, the newest, and again after a while if that was not enough.
-            slow_of = Counter(call.principal.subject for call in self._slow if not call.method.access.public)
-            heaviest, count = slow_of.most_common(1)[0]
-            theirs = [call for call in self._slow if call.principal.subject == heaviest]
-            for call in theirs[count // 2 :]:
-                call.end(InferplaneError.overloaded("requests that arrive slowly hold too much"))
+        resident = _resident() if arriving else 0
+        if self._public.is_too_much(resident, bool(public)):
+            _end(public)
+        elif self._known.is_too_much(resident, bool(known)):
+            # Half of what its heaviest caller has, the newest, and again if that was not enough.
+            heaviest, count = Counter(call.principal.subject for call in known).most_common(1)[0]
+            theirs = [call for call in known if call.principal.subject == heaviest]
+            _end(theirs[count // 2 :])
+
+
+class _Growth:
+    """How much the process has grown while something arrived slowly."""
+
+    def __init__(self, budget: int) -> None:
+        self._budget = budget
+        self._level: int | None = None
+
+    def is_too_much(self, resident: int, arriving: bool) -> bool:
+        """Whether it is more than the budget since there was nothing, or since the last time that it was too much."""
+        if not arriving:
+            self._level = None
+            return False
+        self._level = resident if self._level is None else min(self._level, resident)
+        if resident - self._level <= self._budget:
+            return False
+        self._level = resident
+        return True
+
+
+def _end(calls: Iterable[Call]) -> None:
+    for call in calls:
+        call.end(InferplaneError.overloaded("requests that arrive slowly hold too much"))
 
 
 def _resident() -> int:

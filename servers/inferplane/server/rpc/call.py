@@ -13,6 +13,7 @@ from inferplane.server.access.principal import ANONYMOUS, Principal
 from inferplane.server.errors import InferplaneError
 from inferplane.server.ids import uuid7_text
 from inferplane.server.rpc.methods import Method
+from inferplane.server.rpc.peers import address_of
 from inferplane.server.storage.audit import Actor
 
 __all__ = ["Call", "Context", "current_call"]
@@ -61,8 +62,8 @@ class Call:
 
     @property
     def peer(self) -> str:
-        """The address that the call comes from, without its port."""
-        return str(self.context.peer()).rpartition(":")[0]
+        """Who sends it, as far as the address tells."""
+        return address_of(str(self.context.peer()))
 
     def end(self, error: InferplaneError) -> None:
         """End the call with `error`, from outside of its task."""
