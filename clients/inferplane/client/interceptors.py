@@ -75,7 +75,8 @@ async def _expired(call: grpc.aio.UnaryUnaryCall[_Request, _Response]) -> bool:
     try:
         await call
     except grpc.aio.AioRpcError as error:
-        return translate(error).reason == "TOKEN_EXPIRED"
+        # Of an ended session there may be a successor: another process of this user has signed in again.
+        return translate(error).reason in ("TOKEN_EXPIRED", "SESSION_ENDED")
     return False
 
 

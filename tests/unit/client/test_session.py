@@ -125,6 +125,17 @@ async def test_a_session_that_is_over_is_forgotten(mesh: FakeMesh) -> None:
     assert (caught.value.reason, await store.load()) == ("REFRESH_TOKEN_REUSED", None)
 
 
+async def test_a_session_that_another_process_ended_and_began_anew_is_taken_up(mesh: FakeMesh) -> None:
+    store = MemoryStore(Tokens.of(mesh.auth.issue()))
+    async with Inferplane.connect(mesh.endpoints, store) as plane:
+        await plane.auth.whoami()
+        mesh.fault("WhoAmI", grpc.StatusCode.UNAUTHENTICATED, "SESSION_ENDED")
+        successor = Tokens.of(mesh.auth.issue())
+        await store.save(successor)
+        assert (await plane.auth.whoami()).subject == "users/alice"
+        assert (await plane.auth.access_token(), mesh.auth.refreshes) == (successor.access_token, 0)
+
+
 async def test_an_access_token_alone_cannot_be_refreshed(mesh: FakeMesh) -> None:
     token = mesh.auth.issue().access_token
     mesh.fakes.expire_tokens()

@@ -13,7 +13,12 @@ from inferplane.server.reporting import metrics
 from inferplane.server.reporting.convert import metrics_message, quality_message
 from inferplane.server.reporting.feedback import Feedback
 from inferplane.server.reporting.inputs import answers_of, deployment_of, model_of, predictions_of, span_of
-from inferplane.server.reporting.repository import FeedbackRepository, PredictionRepository, ReportReader
+from inferplane.server.reporting.repository import (
+    FeedbackRepository,
+    PredictionRepository,
+    ReportReader,
+    bounded_reader,
+)
 from inferplane.server.rpc.call import current_call
 from inferplane.server.storage.database import Database
 from inferplane.server.storage.unit_of_work import UnitOfWorkFactory
@@ -23,6 +28,7 @@ __all__ = ["ReportingService"]
 
 REPORTS = 2
 """Reports that are made at once, one of a caller: the other connections are left to those who write."""
+REPORT_SECONDS = 10.0
 REPORTS_WAITING = 32
 REPORTS_WAITING_EACH = 4
 
@@ -81,7 +87,10 @@ class ReportingService(reporting_service_pb2_grpc.ReportingServiceServicer):
         except GateFullError:
             raise InferplaneError.overloaded("too many reports at once, of this caller or of all") from None
         try:
-            async with self._database.transaction() as connection:
-                yield ReportReader(connection)
+            async with (
+                self._database.transaction() as connection,
+                bounded_reader(connection, REPORT_SECONDS) as reader,
+            ):
+                yield reader
         finally:
             self._reports.leave(caller, 1)

@@ -15,6 +15,7 @@ from inferplane.server.ids import uuid7_text
 from inferplane.server.rpc.methods import Method
 from inferplane.server.rpc.peers import address_of
 from inferplane.server.storage.audit import Actor
+from inferplane.server.storage.database import works_for
 
 __all__ = ["Call", "Context", "current_call"]
 
@@ -74,6 +75,10 @@ class Call:
     def enter(self) -> None:
         """Make this the task's current call."""
         _current.set(self)
+        works_for(self._sharer)
+
+    def _sharer(self) -> str:
+        return self.peer if self.principal is ANONYMOUS else self.principal.subject
 
     @property
     def actor(self) -> Actor:

@@ -1,0 +1,69 @@
+"""Callers take turns at a service's connections."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from inferplane.server.errors import InferplaneError
+from inferplane.server.rpc.errors import reason_name
+from inferplane.server.settings import ServiceName, Settings
+from inferplane.server.storage import database as database_module
+from inferplane.server.storage.database import Database, works_for
+from tests.support.mesh import until
+
+
+@pytest.fixture
+async def database(settings: Settings) -> AsyncIterator[Database]:
+    """With four connections, of which one caller has three at most."""
+    database = Database(settings.model_copy(update={"database_pool_size": 2}), ServiceName.AUTH)
+    yield database
+    await database.close()
+
+
+class Holder:
+    """A caller whose transactions go on until they are let go."""
+
+    def __init__(self, database: Database, name: str) -> None:
+        self._database = database
+        self._name = name
+        self._go = asyncio.Event()
+        self.inside = 0
+        self.tasks: list[asyncio.Task[None]] = []
+
+    def begin(self, count: int) -> None:
+        self.tasks += [asyncio.create_task(self._hold()) for _ in range(count)]
+
+    async def end(self) -> None:
+        self._go.set()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+
+    async def _hold(self) -> None:
+        works_for(lambda: self._name)
+        async with self._database.transaction():
+            self.inside += 1
+            await self._go.wait()
+
+
+async def test_one_caller_never_has_all_connections(database: Database) -> None:
+    flood, other = Holder(database, "a"), Holder(database, "b")
+    flood.begin(20)
+    await until(lambda: flood.inside == 3)
+    other.begin(1)
+    await until(lambda: other.inside == 1)
+    assert flood.inside == 3
+    await flood.end()
+    await other.end()
+
+
+async def test_a_caller_has_no_more_than_so_many_waiting(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database_module, "WAITING_EACH", 5)
+    database = Database(settings.model_copy(update={"database_pool_size": 2}), ServiceName.AUTH)
+    flood = Holder(database, "a")
+    flood.begin(3 + 5 + 1)
+    await until(lambda: any(task.done() for task in flood.tasks))
+    (refused,) = (task.exception() for task in flood.tasks if task.done())
+    assert isinstance(refused, InferplaneError)
+    assert reason_name(refused.reason) == "OVERLOADED"
+    await flood.end()
+    await database.close()
