@@ -32,6 +32,7 @@ from inferplane.server.tensors import Signature, TensorSpec
 WHO = "/inferplane.auth.v1.AuthService/WhoAmI"
 INFER = f"/{SERVICE}/ModelInfer"
 STREAM = f"/{SERVICE}/ModelStreamInfer"
+PREDICT = "/inferplane.inference.v1.InferenceService/Predict"
 LIMIT = 64 << 20
 
 

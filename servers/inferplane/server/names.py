@@ -5,11 +5,13 @@ from typing import Annotated, NamedTuple
 
 from pydantic import AfterValidator, BeforeValidator
 
+from inferplane.server.limits import MAX_CLIENT_REQUEST_ID
+
 __all__ = [
     "ALIAS", "DEPLOYMENT", "GRANT", "MODEL", "SESSION", "UPLOAD", "USER", "VERSION",
-    "AliasName", "AliasRef", "DeploymentId", "DeploymentRef", "Digest", "GrantRef", "ModelId", "ModelRef",
-    "ResourcePattern", "Scope", "SubjectName", "UploadName", "UploadRef", "UserId", "VersionName", "VersionOrAliasRef",
-    "VersionRef", "deployment_id", "digest", "subject_of", "version_name",
+    "AliasName", "AliasRef", "ClientRequestId", "DeploymentId", "DeploymentRef", "Digest", "GrantRef", "ModelId",
+    "ModelRef", "ResourcePattern", "Scope", "SubjectName", "UploadName", "UploadRef", "UserId", "VersionName",
+    "VersionOrAliasRef", "VersionRef", "client_request_id", "deployment_id", "digest", "subject_of", "version_name",
 ]  # fmt: skip
 
 MODEL_ID = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
@@ -120,6 +122,13 @@ def _version_or_alias(name: str) -> VersionName | AliasName:
     raise ValueError(f"must have the form {VERSION.template} or {ALIAS.template}")
 
 
+def client_request_id(text: str) -> str:
+    """`text` where a client may call its request so; ValueError if it is too long to be recorded, in bytes."""
+    if len(text.encode()) > MAX_CLIENT_REQUEST_ID or "\0" in text:
+        raise ValueError(f"must be at most {MAX_CLIENT_REQUEST_ID} bytes, without NUL")
+    return text
+
+
 def digest(text: str) -> str:
     """`text` where it is a digest of ours; ValueError if it is not."""
     if re.fullmatch(DIGEST_TEXT, text) is None:
@@ -144,6 +153,7 @@ VersionRef = Annotated[VersionName, BeforeValidator(version_name)]
 AliasRef = Annotated[AliasName, BeforeValidator(lambda name: AliasName(*ALIAS.parse(name)))]
 VersionOrAliasRef = Annotated[VersionName | AliasName, BeforeValidator(_version_or_alias)]
 UploadRef = Annotated[UploadName, BeforeValidator(lambda name: UploadName(*UPLOAD.parse(name)))]
+ClientRequestId = Annotated[str, AfterValidator(client_request_id)]
 Digest = Annotated[str, AfterValidator(digest)]
 
 

@@ -11,11 +11,10 @@ from inferplane.server.inference.dataplane import unread
 from inferplane.server.inference.dataplane.forwarder import Window
 from tests.support.http2 import RawConnection, raw_connection
 from tests.support.mesh import reason, until
-from tests.support.stand import INFER, bearer, data_plane, echo, infer_request
+from tests.support.stand import INFER, PREDICT, bearer, data_plane, echo, infer_request
 
 MIB = 1 << 20
 LARGE = infer_request(values=MIB // 4).SerializeToString()
-PREDICT = "/inferplane.inference.v1.InferenceService/Predict"
 FRAMED = b"\0" + len(LARGE).to_bytes(4, "big") + LARGE
 
 

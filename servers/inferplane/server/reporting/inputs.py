@@ -15,8 +15,16 @@ from inferplane.common.v1.errors_pb2 import ErrorReason
 from inferplane.reporting.v1 import prediction_pb2, report_pb2
 from inferplane.server.errors import InferplaneError, invalid_field
 from inferplane.server.ids import now
-from inferplane.server.limits import MAX_CLIENT_REQUEST_ID, MAX_LABEL_LENGTH, MAX_LABELS
-from inferplane.server.names import USER, DeploymentRef, ModelRef, deployment_id, digest, version_name
+from inferplane.server.limits import MAX_LABEL_LENGTH, MAX_LABELS
+from inferplane.server.names import (
+    USER,
+    DeploymentRef,
+    ModelRef,
+    client_request_id,
+    deployment_id,
+    digest,
+    version_name,
+)
 from inferplane.server.reporting.feedback import MAX_ANSWER_LABELS, MAX_ANSWERS, Answer
 from inferplane.server.reporting.predictions import MAX_RECORDS, Prediction, TimeSpan
 from inferplane.server.rpc.validation import Input, parse
@@ -40,12 +48,6 @@ def _uuid(text: str) -> UUID:
         except ValueError:
             pass
     raise ValueError("must be a UUID, such as 01890a5d-ac96-774b-bcce-b302099a8057")
-
-
-def _client_request_id(text: str) -> str:
-    if len(text.encode()) > MAX_CLIENT_REQUEST_ID or "\0" in text:
-        raise ValueError(f"must be at most {MAX_CLIENT_REQUEST_ID} bytes, without NUL")
-    return text
 
 
 @lru_cache(NAMES)
@@ -101,7 +103,7 @@ def _some_labels(values: Iterable[str]) -> tuple[str, ...]:
 def _some_client_request_id(text: str) -> str:
     if not text:
         raise ValueError("must not be empty")
-    return _client_request_id(text)
+    return client_request_id(text)
 
 
 PredictionId = Annotated[UUID, BeforeValidator(_uuid)]
@@ -129,7 +131,7 @@ class OfModel(Input):
 
 _RECORD_CHECKS: Sequence[tuple[str, Callable[[Any], Any]]] = (
     ("prediction_id", _uuid),
-    ("client_request_id", _client_request_id),
+    ("client_request_id", client_request_id),
     ("caller", _caller),
     ("deployment", lru_cache(NAMES)(deployment_id)),
     ("model_version", lru_cache(NAMES)(version_name)),

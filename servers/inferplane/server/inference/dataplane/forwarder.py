@@ -267,7 +267,11 @@ async def _labels_of(answer: Answer, admitted: _Admitted) -> LabelSource | None:
     content = answer.content(output)
     if len(content) <= MAX_KEPT:
         return label_source(output.datatype, output.shape, content)
-    return await asyncio.to_thread(label_source, output.datatype, output.shape, content)
+    try:
+        return await asyncio.to_thread(label_source, output.datatype, output.shape, content)
+    except ValueError as error:
+        detail = f"its answer's output '{output.name[:64]}' does not hold what its shape says: {error}"
+        raise InferplaneError(ErrorReason.ERROR_REASON_INFERENCE_FAILED, detail=detail) from error
 
 
 def _label_output(answer: Answer, admitted: _Admitted) -> Output | None:
