@@ -7,11 +7,12 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from inferplane.server.fairness import FairGate, GateFullError
+from inferplane.server.errors import InferplaneError
+from inferplane.server.fairness import FairGate
 
 
 def gate(capacity: int = 4, each: int = 2, waiting: int = 100, waiting_each: int = 50) -> FairGate:
-    return FairGate(capacity=capacity, each=each, waiting=waiting, waiting_each=waiting_each)
+    return FairGate("full", capacity=capacity, each=each, waiting=waiting, waiting_each=waiting_each)
 
 
 @asynccontextmanager
@@ -86,7 +87,7 @@ async def test_too_much_waiting_is_refused_at_once() -> None:
     assert present.try_enter("x", 1)
     async with waiting_in(present, "a", "a", "b"):
         for caller in ("a", "b"):
-            with pytest.raises(GateFullError):
+            with pytest.raises(InferplaneError):
                 await present.enter(caller, 1)
 
 
@@ -112,7 +113,7 @@ async def test_whatever_comes_and_goes_in_the_end_nothing_is_left(seed: int) -> 
         nonlocal most
         try:
             await present.enter(caller, cost)
-        except GateFullError:
+        except InferplaneError:
             return
         most = max(most, present.inside)
         try:
@@ -135,14 +136,14 @@ async def test_whatever_comes_and_goes_in_the_end_nothing_is_left(seed: int) -> 
 
 def displacing_gate() -> FairGate:
     """One inside, three waiting."""
-    return FairGate(capacity=1, each=1, waiting=3, waiting_each=3, displace=True)
+    return FairGate("full", capacity=1, each=1, waiting=3, waiting_each=3, displace=True)
 
 
 async def test_a_newcomer_takes_the_newest_place_of_whoever_waits_with_most() -> None:
     present = displacing_gate()
     assert present.try_enter("inside", 1)
     async with waiting_in(present, "a", "b", "a", "c") as (_, (oldest, other, newest, newcomer)):
-        with pytest.raises(GateFullError):
+        with pytest.raises(InferplaneError):
             await newest
         assert not any(task.done() for task in (oldest, other, newcomer))
         assert present.waiting == 3
@@ -152,7 +153,7 @@ async def test_a_newcomer_takes_no_place_of_who_waits_with_no_more_than_it_would
     present = displacing_gate()
     assert present.try_enter("inside", 1)
     async with waiting_in(present, "a", "b", "c"):
-        with pytest.raises(GateFullError):
+        with pytest.raises(InferplaneError):
             await present.enter("d", 1)
 
 

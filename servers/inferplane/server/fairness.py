@@ -4,11 +4,9 @@ import asyncio
 from collections import deque
 from dataclasses import dataclass, field
 
-__all__ = ["FairGate", "GateFullError"]
+from inferplane.server.errors import InferplaneError
 
-
-class GateFullError(Exception):
-    """As much waits as may; come back later."""
+__all__ = ["FairGate"]
 
 
 @dataclass(slots=True, eq=False)
@@ -38,11 +36,15 @@ class FairGate:
     for; work that costs more than `each` gets in when its caller has nothing else inside, and above `capacity` when
     nobody has. Of callers that have nothing here nothing is kept.
 
-    With `displace`, who comes when as much waits as may takes the place of the newest turn of whoever waits with most,
-    unless that has hardly more: else those who came first would keep all others out.
+    `full` is what they are told for whom there is no room. With `displace`, who comes when as much waits as may takes
+    the place of the newest turn of whoever waits with most, unless that has hardly more: else those who came first
+    would keep all others out.
     """
 
-    def __init__(self, *, capacity: int, each: int, waiting: int, waiting_each: int, displace: bool = False) -> None:
+    def __init__(
+        self, full: str, *, capacity: int, each: int, waiting: int, waiting_each: int, displace: bool = False
+    ) -> None:
+        self._full = full
         self._capacity = capacity
         self._each = each
         self._most_waiting = waiting
@@ -71,14 +73,14 @@ class FairGate:
     async def enter(self, caller: str, cost: int) -> None:
         """Enter, after waiting if need be; then `leave` must follow.
 
-        Raises GateFullError: at once, or when another takes the place to wait.
+        Raises OVERLOADED where as much waits as may: at once, or when another takes the place to wait.
         """
         if self.try_enter(caller, cost):
             return
         share = self._shares.setdefault(caller, _Share())
         if share.waiting + cost > self._most_waiting_each or not self._may_wait(share, cost):
             self._drop_if_idle(caller, share)
-            raise GateFullError
+            raise InferplaneError.overloaded(self._full)
         turn = _Turn(cost, asyncio.get_running_loop().create_future())
         share.queue.append(turn)
         share.waiting += cost
@@ -116,7 +118,7 @@ class FairGate:
         self._count_out(most, newest)
         # One that was cancelled has not been told yet.
         if not newest.admitted.cancelled():
-            newest.admitted.set_exception(GateFullError())
+            newest.admitted.set_exception(InferplaneError.overloaded(self._full))
         return True
 
     def _has_room(self, cost: int) -> bool:

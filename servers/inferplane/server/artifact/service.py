@@ -53,7 +53,9 @@ class ArtifactService(artifact_service_pb2_grpc.ArtifactServiceServicer):
         self._blobs = blobs
         self._database = database
         self._deadlines = deadlines
-        self._downloads = FairGate(capacity=DOWNLOADS, each=DOWNLOADS_EACH, waiting=0, waiting_each=0)
+        self._downloads = FairGate(
+            "too many downloads", capacity=DOWNLOADS, each=DOWNLOADS_EACH, waiting=0, waiting_each=0
+        )
 
     async def WriteArtifact(
         self, request_iterator: AsyncIterator[artifact_pb.WriteArtifactRequest], context: Any

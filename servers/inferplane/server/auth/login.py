@@ -131,10 +131,10 @@ class LoginFlow:
                     self._jwks_until = time.monotonic() + JWKS_AGE
         return self._jwks
 
-    async def forget_expired(self) -> None:
+    async def delete_expired(self) -> None:
         """Delete what is past its time."""
         async with self._database.transaction() as connection:
-            await AuthReader(connection).forget_expired(now(), now() - guesses.WINDOW)
+            await AuthReader(connection).delete_expired(now(), now() - guesses.WINDOW)
             await connection.commit()
 
     async def report_failed_sign_ins(self) -> None:

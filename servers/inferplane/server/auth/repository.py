@@ -71,7 +71,7 @@ class AuthReader:
         rows = await self._connection.execute(sa.select(signing_key).order_by(signing_key.c.created_at.desc()))
         return [SealedKey(row.kid, row.private_jwk, row.public_jwk, row.created_at) for row in rows]
 
-    async def forget_expired(self, at: datetime, guesses_since: datetime) -> None:
+    async def delete_expired(self, at: datetime, guesses_since: datetime) -> None:
         """Delete sessions that ended by age, with their tokens, and windows of guesses that are over."""
         await self._connection.execute(sa.delete(session).where(session.c.expires_at < at))
         await self._connection.execute(sa.delete(login_attempt).where(login_attempt.c.window_start <= guesses_since))

@@ -5,13 +5,13 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from inferplane.server.auth.devices import UNKNOWN
-from inferplane.server.errors import InferplaneError
-from inferplane.server.fairness import FairGate, GateFullError
+from inferplane.server.fairness import FairGate
 
 __all__ = ["Turns"]
 
 T = TypeVar("T")
 
+_FULL = "too many sign-ins at once"
 STRANGERS = 2
 """Passwords of unknown devices that are evaluated at once."""
 STRANGERS_WAITING = 64
@@ -30,13 +30,16 @@ class Turns:
 
     def __init__(self) -> None:
         self._strangers = FairGate(
+            _FULL,
             capacity=STRANGERS,
             each=STRANGERS,
             waiting=STRANGERS_WAITING,
             waiting_each=STRANGERS_WAITING_EACH,
             displace=True,
         )
-        self._known = FairGate(capacity=KNOWN, each=KNOWN, waiting=KNOWN_WAITING, waiting_each=KNOWN_WAITING_EACH)
+        self._known = FairGate(
+            _FULL, capacity=KNOWN, each=KNOWN, waiting=KNOWN_WAITING, waiting_each=KNOWN_WAITING_EACH
+        )
 
     async def take(self, device: str, username: str, address: str, work: Callable[[], Awaitable[T]]) -> T:
         """Do `work` when it is its turn; raises OVERLOADED where too many wait.
@@ -44,10 +47,7 @@ class Turns:
         The place is held until the work is done, even where its caller has left: a thread cannot be stopped.
         """
         gate, caller = (self._strangers, address) if device == UNKNOWN else (self._known, username)
-        try:
-            await gate.enter(caller, 1)
-        except GateFullError:
-            raise InferplaneError.overloaded("too many sign-ins at once") from None
+        await gate.enter(caller, 1)
         working = asyncio.ensure_future(work())
 
         def done(work: "asyncio.Future[T]") -> None:

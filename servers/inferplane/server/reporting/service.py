@@ -7,8 +7,7 @@ from typing import Any
 
 from inferplane.reporting.v1 import reporting_service_pb2 as pb
 from inferplane.reporting.v1 import reporting_service_pb2_grpc
-from inferplane.server.errors import InferplaneError
-from inferplane.server.fairness import FairGate, GateFullError
+from inferplane.server.fairness import FairGate
 from inferplane.server.reporting import metrics
 from inferplane.server.reporting.convert import metrics_message, quality_message
 from inferplane.server.reporting.feedback import Feedback
@@ -42,7 +41,13 @@ class ReportingService(reporting_service_pb2_grpc.ReportingServiceServicer):
         self._feedback = feedback
         self._database = database
         self._units_of_work = units_of_work
-        self._reports = FairGate(capacity=reports, each=1, waiting=REPORTS_WAITING, waiting_each=REPORTS_WAITING_EACH)
+        self._reports = FairGate(
+            "too many reports at once, of this caller or of all",
+            capacity=reports,
+            each=1,
+            waiting=REPORTS_WAITING,
+            waiting_each=REPORTS_WAITING_EACH,
+        )
 
     async def IngestPredictions(
         self, request: pb.IngestPredictionsRequest, context: Any
@@ -82,10 +87,7 @@ class ReportingService(reporting_service_pb2_grpc.ReportingServiceServicer):
     async def _reader(self) -> AsyncIterator[ReportReader]:
         """A reader when it is the caller's turn; raises OVERLOADED at once where too many reports wait."""
         caller = current_call().principal.subject
-        try:
-            await self._reports.enter(caller, 1)
-        except GateFullError:
-            raise InferplaneError.overloaded("too many reports at once, of this caller or of all") from None
+        await self._reports.enter(caller, 1)
         try:
             async with (
                 self._database.transaction() as connection,

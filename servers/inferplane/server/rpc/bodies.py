@@ -17,11 +17,12 @@ import grpc
 
 from inferplane.common.v1.errors_pb2 import ErrorReason
 from inferplane.server.errors import InferplaneError
-from inferplane.server.fairness import FairGate, GateFullError
+from inferplane.server.fairness import FairGate
 from inferplane.server.rpc.call import Call
 
 __all__ = ["BodyReader"]
 
+_FULL = "too many requests arrive at once"
 QUICK = 64
 QUICK_EACH = 32
 """Bodies that are read at once, of all callers and of one."""
@@ -43,8 +44,10 @@ class BodyReader:
     must be whole after `time_limit` seconds, of public methods after 5."""
 
     def __init__(self, budget: int, time_limit: float) -> None:
-        self._gate = FairGate(capacity=QUICK, each=QUICK_EACH, waiting=WAITING, waiting_each=WAITING_EACH)
-        self._public_gate = FairGate(capacity=QUICK, each=PUBLIC_EACH, waiting=WAITING, waiting_each=WAITING_EACH)
+        self._gate = FairGate(_FULL, capacity=QUICK, each=QUICK_EACH, waiting=WAITING, waiting_each=WAITING_EACH)
+        self._public_gate = FairGate(
+            _FULL, capacity=QUICK, each=PUBLIC_EACH, waiting=WAITING, waiting_each=WAITING_EACH
+        )
         self._time_limit = time_limit
         self._quick: dict[Call, float] = {}
         self._slow: dict[Call, float] = {}
@@ -59,7 +62,7 @@ class BodyReader:
         """
         gate, caller = self._gate_of(call)
         if not gate.try_enter(caller, 1):
-            await self._wait(gate, caller)
+            await gate.enter(caller, 1)
         self._quick[call] = time.monotonic()
         try:
             body = await call.context.read()
@@ -105,12 +108,6 @@ class BodyReader:
                 if now - since > (PUBLIC_TIME_LIMIT if call.method.access.public else self._time_limit):
                     call.end(InferplaneError(ErrorReason.ERROR_REASON_STREAM_STALLED))
             self._shed()
-
-    async def _wait(self, gate: FairGate, caller: str) -> None:
-        try:
-            await gate.enter(caller, 1)
-        except GateFullError:
-            raise InferplaneError.overloaded("too many requests arrive at once") from None
 
     def _demote(self, call: Call) -> None:
         since = self._quick.pop(call)

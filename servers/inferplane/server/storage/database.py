@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from inferplane.common.v1.errors_pb2 import ErrorReason
 from inferplane.server.errors import InferplaneError
-from inferplane.server.fairness import FairGate, GateFullError
+from inferplane.server.fairness import FairGate
 from inferplane.server.settings import ServiceName, Settings
 
 __all__ = ["ENDS_WITH_US", "Database", "asyncpg_dsn", "database_url", "role_of", "works_for"]
@@ -21,6 +21,7 @@ __all__ = ["ENDS_WITH_US", "Database", "asyncpg_dsn", "database_url", "role_of",
 CONNECT_TIMEOUT = 3.0
 COMMAND_TIMEOUT = 15.0
 POOL_TIMEOUT = 5.0
+_FULL = "too much waits for the database"
 WAITING = 1000
 WAITING_EACH = 500
 """Transactions that may wait for a connection, of all callers and of one."""
@@ -105,7 +106,7 @@ class Database:
         self.service = service
         size = settings.database_pool_size
         most, each = 2 * size, max(1, 2 * size * 3 // 4)
-        self._turns = FairGate(capacity=most, each=each, waiting=WAITING, waiting_each=WAITING_EACH)
+        self._turns = FairGate(_FULL, capacity=most, each=each, waiting=WAITING, waiting_each=WAITING_EACH)
         self._engine: AsyncEngine = create_async_engine(
             url,
             pool_size=size,
@@ -133,11 +134,8 @@ class Database:
     @asynccontextmanager
     async def _turn(self) -> AsyncIterator[None]:
         caller = _work_of.get()()
-        try:
-            async with asyncio.timeout(POOL_TIMEOUT):
-                await self._turns.enter(caller, 1)
-        except GateFullError:
-            raise InferplaneError.overloaded("too much waits for the database") from None
+        async with asyncio.timeout(POOL_TIMEOUT):
+            await self._turns.enter(caller, 1)
         try:
             yield
         finally:

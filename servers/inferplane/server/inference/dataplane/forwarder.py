@@ -12,7 +12,7 @@ from inferplane.server.access.admission import Admission
 from inferplane.server.access.principal import Principal
 from inferplane.server.access.snapshot import Route
 from inferplane.server.errors import InferplaneError
-from inferplane.server.fairness import FairGate, GateFullError
+from inferplane.server.fairness import FairGate
 from inferplane.server.inference.dataplane.answer import Answer
 from inferplane.server.inference.dataplane.given_up import GivenUpCalls
 from inferplane.server.inference.dataplane.outcome import Attempt, Outcomes
@@ -63,7 +63,11 @@ class Forwarder:
         self._cap = cap
         window = window or Window()
         self._gate = FairGate(
-            capacity=window.capacity, each=window.each, waiting=window.waiting, waiting_each=window.waiting_each
+            "too many predictions wait",
+            capacity=window.capacity,
+            each=window.each,
+            waiting=window.waiting,
+            waiting_each=window.waiting_each,
         )
         self._given_up = GivenUpCalls(self._gate)
 
@@ -159,8 +163,6 @@ class Forwarder:
         try:
             async with asyncio.timeout(deadline - time.monotonic()):
                 await self._gate.enter(caller, cost)
-        except GateFullError:
-            raise InferplaneError.overloaded("too many predictions wait") from None
         except TimeoutError:
             raise InferplaneError(ErrorReason.ERROR_REASON_DEADLINE_EXCEEDED) from None
 
