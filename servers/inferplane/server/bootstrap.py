@@ -19,12 +19,12 @@ from inferplane.server.rpc.interceptors import Guards
 from inferplane.server.rpc.interceptors.deadlines import DeadlinePolicy
 from inferplane.server.rpc.mutations import Mutations
 from inferplane.server.rpc.server import RpcServer
-from inferplane.server.rpc.tasks import Tasks
 from inferplane.server.settings import ServiceName, Settings
 from inferplane.server.storage.database import Database, database_url
 from inferplane.server.storage.pages import PageTokens
 from inferplane.server.storage.schema import check_version
 from inferplane.server.storage.unit_of_work import UnitOfWorkFactory
+from inferplane.server.tasks import Tasks
 
 __all__ = ["DATABASE", "HOUSEKEEPING_INTERVAL", "Core", "RunningService", "run_service"]
 

@@ -11,12 +11,13 @@ __all__ = [
     "ALIAS", "DEPLOYMENT", "GRANT", "MODEL", "SESSION", "UPLOAD", "USER", "VERSION",
     "AliasName", "AliasRef", "ClientRequestId", "DeploymentId", "DeploymentRef", "Digest", "GrantRef", "ModelId",
     "ModelRef", "ResourcePattern", "Scope", "SubjectName", "UploadName", "UploadRef", "UserId", "VersionName",
-    "VersionOrAliasRef", "VersionRef", "client_request_id", "deployment_id", "digest", "subject_of", "version_name",
+    "VersionOrAliasRef", "VersionRef", "client_request_id", "deployment_id", "digest", "governed_name", "version_name",
 ]  # fmt: skip
 
 MODEL_ID = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 USER_ID = r"[a-z0-9][a-z0-9._@-]{0,63}"
 UUID_TEXT = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
+SCOPE = r"[A-Za-z0-9._*?-]{1,128}"
 DIGEST_TEXT = r"sha256:[0-9a-f]{64}"
 SEGMENTS = {
     "model": MODEL_ID,
@@ -144,7 +145,7 @@ def _subject(name: str) -> str:
 ModelId = Annotated[str, _matching(MODEL_ID)]
 DeploymentId = Annotated[str, _matching(MODEL_ID)]
 UserId = Annotated[str, _matching(USER_ID)]
-Scope = Annotated[str, _matching(r"[A-Za-z0-9._*?-]{1,128}")]
+Scope = Annotated[str, _matching(SCOPE)]
 SubjectName = Annotated[str, AfterValidator(_subject)]
 ModelRef = Annotated[str, AfterValidator(lambda name: MODEL.parse(name)[0])]
 DeploymentRef = Annotated[str, AfterValidator(deployment_id)]
@@ -157,7 +158,7 @@ ClientRequestId = Annotated[str, AfterValidator(client_request_id)]
 Digest = Annotated[str, AfterValidator(digest)]
 
 
-def subject_of(value: str) -> str:
+def governed_name(value: str) -> str:
     """The model or deployment that a name speaks of: `digits` for `models/digits/versions/3` and for `digits`.
 
     Raises ValueError where that is not a name that a grant could cover.

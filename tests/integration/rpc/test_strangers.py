@@ -8,6 +8,7 @@ from typing import Any
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from structlog.testing import capture_logs
 
 from inferplane.auth.v1 import auth_service_pb2 as pb
 from inferplane.common.v1.access_pb2 import AccessRule
@@ -15,6 +16,7 @@ from inferplane.server.errors import InferplaneError
 from inferplane.server.rpc import bodies
 from inferplane.server.rpc import running as running_calls
 from inferplane.server.rpc.call import Call
+from inferplane.server.rpc.interceptors import observation
 from inferplane.server.rpc.methods import Method
 from inferplane.server.rpc.running import RunningCalls
 from tests.support.http2 import raw_connection
@@ -125,3 +127,19 @@ async def test_all_addresses_of_one_ipv6_host_share_its_places(monkeypatch: pyte
         calls.claim_stream(Call(public, context))
     with pytest.raises(InferplaneError):
         calls.claim_stream(Call(public, contexts[3]))
+
+
+async def test_strangers_do_not_fill_the_log_and_leave_their_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(observation, "STRANGERS_LOGGED_A_SECOND", 5)
+    async with running(who_am_i(answer)) as server:
+        with capture_logs() as logs:
+            began = time.monotonic()
+            method: Any = server.channel.unary_unary(WHO)
+            for _ in range(100):
+                await failure(method(b""))
+            await server.call()
+            seconds = time.monotonic() - began
+        refused = [line for line in logs if line["code"] == "UNAUTHENTICATED"]
+        assert 0 < len(refused) <= 5 * (seconds + 2)
+        assert {line["address"] for line in refused} == {"ipv4:127.0.0.1"}
+        assert [line["caller"] for line in logs if line["code"] == "OK"] == ["users/alice"]

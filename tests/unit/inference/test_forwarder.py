@@ -70,6 +70,13 @@ def test_tritons_errors_in_our_terms(code: grpc.StatusCode, reason: str) -> None
     assert error.metadata.get("detail") == ("line one line two" if reason == "INFERENCE_REJECTED" else None)
 
 
+def test_an_answer_that_is_too_large_is_told_from_a_request_that_is() -> None:
+    nothing = grpc.aio.Metadata()
+    details = "CLIENT: Received message larger than max (33554440 vs. 33554432)"
+    error = from_triton(grpc.aio.AioRpcError(grpc.StatusCode.RESOURCE_EXHAUSTED, nothing, nothing, details=details))
+    assert error.metadata["detail"] == "the answer has 33554440 bytes, 33554432 are allowed"
+
+
 async def refusal(forward: Forwarder, body: bytes) -> InferplaneError:
     with pytest.raises(InferplaneError) as refused:
         await forward.predict(ALICE, "id-1", body)

@@ -18,9 +18,9 @@ from inferplane.server.artifact.inputs import (
     ModelToGet,
     NewModel,
     Range,
-    UploadToMake,
     UploadToSee,
     VersionToGet,
+    VersionToMake,
     pieces_of,
 )
 from inferplane.server.artifact.inspection import Inspection
@@ -160,7 +160,7 @@ class ModelRegistryService(model_registry_service_pb2_grpc.ModelRegistryServiceS
     async def CreateModelVersion(
         self, request: registry_pb.CreateModelVersionRequest, context: Any
     ) -> model_pb2.ModelVersion:
-        given = parse(UploadToMake, request)
+        given = parse(VersionToMake, request)
         if given.upload.model != given.parent:
             raise invalid_field("upload", "must be of the same model")
         new = NewVersion(given.upload, given.label_output, current_call().principal.subject)

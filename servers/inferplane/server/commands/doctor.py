@@ -114,7 +114,7 @@ async def _triton(settings: Settings) -> tuple[bool, str]:
     try:
         if not await link.live():
             return False, f"{settings.triton_endpoint} does not answer as ready"
-        problem = await link.control()
+        problem = await link.control_problem()
     except grpc.aio.AioRpcError as error:
         return False, f"{settings.triton_endpoint} went away: {said(error.details() or '')}"
     finally:

@@ -23,6 +23,7 @@ MAX_DETAIL = 200
 MAX_SAID = 400
 
 _NOT_EXPLICIT = re.compile(r"explicit model load / unload is not allowed")
+_LARGER = re.compile(r"larger than max \((\d+) vs\. (\d+)\)")
 _FOLDER = re.compile(r"(?<![\w.])/(?:[\w.+@-]+/)+")
 _TRACEBACK = re.compile(r"\s+At:\s+/")
 NOBODY = "_inferplane_nobody"
@@ -93,7 +94,7 @@ class TritonLink:
             return None
         return Served(str(config.parameters[DIGEST_PARAMETER].string_value), int(versions[0]))
 
-    async def control(self) -> str:
+    async def control_problem(self) -> str:
         """Why Triton would not let itself be told what to serve, for people; empty where it would.
 
         Asked by unloading a model that cannot exist, which changes nothing. Raises AioRpcError where it is away.
@@ -137,7 +138,11 @@ def from_triton(error: grpc.aio.AioRpcError) -> InferplaneError:
                 ErrorReason.ERROR_REASON_DEPENDENCY_UNAVAILABLE, retry_after=1.0, dependency="triton"
             )
         case grpc.StatusCode.RESOURCE_EXHAUSTED:
-            return InferplaneError(ErrorReason.ERROR_REASON_MESSAGE_TOO_LARGE)
+            sizes = _LARGER.search(error.details() or "")
+            if sizes is None:
+                return InferplaneError(ErrorReason.ERROR_REASON_MESSAGE_TOO_LARGE)
+            detail = f"the answer has {sizes[1]} bytes, {sizes[2]} are allowed"
+            return InferplaneError(ErrorReason.ERROR_REASON_MESSAGE_TOO_LARGE, detail=detail)
         case _:
             private = f"Triton: {error.code().name}: {(error.details() or '')[:500]}"
             return InferplaneError(ErrorReason.ERROR_REASON_INFERENCE_FAILED, private=private)

@@ -91,8 +91,14 @@ def _ready(link: TritonLink, policy: Callable[[], PolicySnapshot]) -> Callable[.
 def _deployed(policy: Callable[[], PolicySnapshot]) -> Callable[[Any], None]:
     def check(request: Any) -> None:
         # A Triton of the user's own may hold models that were never deployed here: they are not ours to show.
-        if request.name not in policy().routes:
+        route = policy().routes.get(request.name)
+        if route is None:
             raise InferplaneError(ErrorReason.ERROR_REASON_DEPLOYMENT_NOT_FOUND, deployment=request.name)
+        version = str(route.target.version)
+        if request.version not in ("", version):
+            raise InferplaneError(
+                ErrorReason.ERROR_REASON_MODEL_VERSION_NOT_FOUND, deployment=request.name, version=version
+            )
 
     return check
 

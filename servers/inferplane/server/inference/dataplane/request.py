@@ -16,7 +16,7 @@ from inferplane.server.errors import InferplaneError, invalid_field
 from inferplane.server.inference.wire import LENGTH_DELIMITED, Field, TooManyFieldsError, scan
 from inferplane.server.tensors import ITEM_SIZES, Signature, TensorSpec, raw_fits
 
-__all__ = ["Envelope", "InferRequest", "check_request", "raw_contents", "read_envelope", "read_head"]
+__all__ = ["Envelope", "InferRequest", "check_request", "raw_positions", "read_envelope", "read_head"]
 
 PARSED_WHOLE = 4 << 10
 """Messages of up to so many bytes cost little, whatever they hold, and are parsed at once."""
@@ -67,7 +67,7 @@ class InferRequest(NamedTuple):
         }
 
 
-def raw_contents(data: bytes) -> list[tuple[int, int]]:
+def raw_positions(data: bytes) -> list[tuple[int, int]]:
     """Where the raw contents of a request that was read lie, from and to; none where it is odd in a way that protobuf
     allows and a scan does not."""
     try:

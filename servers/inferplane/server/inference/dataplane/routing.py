@@ -17,7 +17,7 @@ from inferplane.server.inference.dataplane.outcome import Attempt
 from inferplane.server.inference.dataplane.request import (
     InferRequest,
     check_request,
-    raw_contents,
+    raw_positions,
     read_envelope,
     read_head,
 )
@@ -70,7 +70,7 @@ class Router:
         attempt.named(request.head.id)
         _check(request, route)
         admitted = Admitted(route.deployment, route.target, request.requested)
-        if not request.head.id and (contents := raw_contents(body)):
+        if not request.head.id and (contents := raw_positions(body)):
             self._known.remember(body, contents, admitted)
         return admitted, route
 

@@ -14,7 +14,7 @@ from inferplane.server.access.admission import Admission, denied
 from inferplane.server.access.principal import Principal
 from inferplane.server.access.snapshot import INSTALLATION
 from inferplane.server.errors import InferplaneError, invalid_field
-from inferplane.server.names import subject_of
+from inferplane.server.names import governed_name
 from inferplane.server.rpc.call import Call
 from inferplane.server.rpc.pipeline import Interceptor
 
@@ -89,7 +89,7 @@ class _FieldsCheck:
                 values = self._seen.get(path, [""])
             for value in values:
                 try:
-                    name = subject_of(value)
+                    name = governed_name(value)
                 except ValueError as error:
                     raise invalid_field(path, str(error)) from None
                 self._admission.authorize(self._principal, self._rule.permission, name)
@@ -98,7 +98,7 @@ class _FieldsCheck:
     def again(self) -> None:
         """Raises PERMISSION_DENIED where what was named so far is not allowed any more."""
         for value in (value for values in self._seen.values() for value in values):
-            self._admission.authorize(self._principal, self._rule.permission, subject_of(value))
+            self._admission.authorize(self._principal, self._rule.permission, governed_name(value))
 
 
 def values_at(message: Message, path: str) -> Iterator[str]:
