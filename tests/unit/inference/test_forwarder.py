@@ -29,7 +29,7 @@ class Link:
 
     metadata = ()
 
-    def raw_unary(self, method: str) -> Any:
+    def predictions(self) -> Any:
         return None
 
 

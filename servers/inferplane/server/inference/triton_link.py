@@ -11,6 +11,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from inferplane.common.v1.errors_pb2 import ErrorReason
 from inferplane.server.errors import InferplaneError
 from inferplane.server.inference.deployments import Served
+from inferplane.server.inference.direct_call import Unary, direct_unary
 from inferplane.server.inference.formats.onnx import DIGEST_PARAMETER
 
 __all__ = ["SERVICE", "RawCall", "TritonLink", "control_problem", "from_triton", "said"]
@@ -49,13 +50,16 @@ class TritonLink:
                 ("grpc.max_reconnect_backoff_ms", 1000),
             ],
         )
-        # As grpc.aio wants it: of a tuple it would make one for each call.
-        self.metadata = grpc.aio.Metadata(*((header,) if header else ()))
+        self.metadata: tuple[tuple[str, str], ...] = (header,) if header else ()
         self.stub: Any = service_pb2_grpc.GRPCInferenceServiceStub(self.channel)
 
     def raw_unary(self, method: str) -> RawCall:
         """A unary method of Triton's from bytes to bytes."""
         return self.channel.unary_unary(f"/{SERVICE}/{method}")
+
+    def predictions(self) -> Unary:
+        """ModelInfer from bytes to bytes, at the least cost."""
+        return direct_unary(self.channel, f"/{SERVICE}/ModelInfer")
 
     async def live(self) -> bool:
         """Whether Triton answers. Not whether it is ready: for that it waits for every model that is being loaded."""

@@ -19,7 +19,7 @@ from inferplane.server.inference.dataplane.outcome import Attempt, Outcomes
 from inferplane.server.inference.dataplane.routing import Admitted, Router, label_output
 from inferplane.server.inference.dataplane.unread import UnreadAnswers
 from inferplane.server.inference.records.labels import MAX_KEPT, LabelSource, label_source
-from inferplane.server.inference.triton_link import RawCall, TritonLink, from_triton
+from inferplane.server.inference.triton_link import TritonLink, from_triton
 
 __all__ = ["Forwarder", "Window"]
 
@@ -55,7 +55,7 @@ class Forwarder:
         cap: float,
         window: Window | None = None,
     ) -> None:
-        self._infer: RawCall = link.raw_unary("ModelInfer")
+        self._infer = link.predictions()
         self._metadata = link.metadata
         self._router = Router(admission)
         self._outcomes = outcomes
@@ -146,7 +146,7 @@ class Forwarder:
         given_up = True
         try:
             timeout = deadline - time.monotonic()
-            data: bytes = await self._infer(body, metadata=self._metadata, timeout=timeout)
+            data = await self._infer(body, self._metadata, timeout)
             given_up = False
         except grpc.aio.AioRpcError as error:
             given_up = error.code() is grpc.StatusCode.DEADLINE_EXCEEDED

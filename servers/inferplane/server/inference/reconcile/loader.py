@@ -123,7 +123,7 @@ class ModelLoader:
             digest=version.digest,
             size=version.size,
             triton=self._link.endpoint,
-            triton_metadata=tuple((key, str(value)) for key, value in self._link.metadata),
+            triton_metadata=self._link.metadata,
             head=head,
             timeout=LOAD_TIMEOUT,
         )
