@@ -125,6 +125,13 @@ async def test_a_session_that_is_over_is_forgotten(mesh: FakeMesh) -> None:
     assert (caught.value.reason, await store.load()) == ("REFRESH_TOKEN_REUSED", None)
 
 
+async def test_auth_being_busy_does_not_stop_calls_while_the_token_is_good(mesh: FakeMesh) -> None:
+    store = MemoryStore(_expiring(Tokens.of(mesh.auth.issue())))
+    mesh.fault("RefreshToken", grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED", times=9)
+    async with Inferplane.connect(mesh.endpoints, store) as plane:
+        assert (await plane.auth.whoami()).subject == "users/alice"
+
+
 async def test_a_session_that_another_process_ended_and_began_anew_is_taken_up(mesh: FakeMesh) -> None:
     store = MemoryStore(Tokens.of(mesh.auth.issue()))
     async with Inferplane.connect(mesh.endpoints, store) as plane:
