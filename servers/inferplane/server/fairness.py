@@ -95,9 +95,19 @@ class FairGate:
 
     def leave(self, caller: str, cost: int) -> None:
         """Make room for others. `cost` is what was given on entering."""
+        self.make_room(cost)
+        self.settle(caller, cost)
+
+    def make_room(self, cost: int) -> None:
+        """The first half of `leave`: others may come in, while it still counts against its caller until `settle`."""
+        self.inside -= cost
+        if self._line:
+            self._admit()
+
+    def settle(self, caller: str, cost: int) -> None:
+        """The second half of `leave`: it counts against its caller no more."""
         share = self._shares[caller]
         share.inside -= cost
-        self.inside -= cost
         self._enlist(caller, share)
         self._drop_if_idle(caller, share)
         if self._line:

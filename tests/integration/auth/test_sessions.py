@@ -15,6 +15,7 @@ from inferplane.server.auth.repository import AuthReader
 from inferplane.server.auth.sessions import REFRESH_GRACE
 from inferplane.server.identity.workloads import WorkloadSigner
 from inferplane.server.settings import ServiceName, Settings
+from inferplane.server.storage import database
 from tests.conftest import execute
 from tests.support.database import rows
 from tests.support.mesh import ADMIN, PASSWORD, Mesh, bearer, failure, reason, running_mesh
@@ -183,3 +184,20 @@ async def test_the_keys_are_read_once_for_all_who_ask_at_a_time(mesh: Mesh, monk
 async def test_a_workload_has_no_session_to_end(mesh: Mesh) -> None:
     signer = WorkloadSigner(mesh.settings.keys_dir, ServiceName.INFERENCE)
     await mesh.auth.Logout(pb.LogoutRequest(), metadata=signer.metadata(ServiceName.AUTH))
+
+
+async def test_the_keys_do_not_wait_for_the_turn_of_a_stranger_who_asked_first(
+    mesh: Mesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    works: list[str] = []
+    read = AuthReader.signing_keys
+
+    async def noted(reader: AuthReader) -> Any:
+        works.append(database._work_of.get()())
+        return await read(reader)
+
+    monkeypatch.setattr(login, "JWKS_AGE", -1)
+    monkeypatch.setattr(AuthReader, "signing_keys", noted)
+    await mesh.auth.GetJwks(pb.GetJwksRequest())
+    await mesh.auth.GetJwks(pb.GetJwksRequest())
+    assert works[-1] == ""

@@ -71,7 +71,7 @@ async def test_calls_whose_clients_left_do_not_make_the_next_one_wait() -> None:
             call.cancel()
         await until(lambda: not plane.server.calls._calls)
         plane.triton.answer = echo
-        await plane.infer()
+        await plane.infer(timeout=2 * given_up.KEPT)
         assert len(plane.triton.requests) == 5
 
 
@@ -96,10 +96,43 @@ async def test_calls_that_are_given_up_keep_their_place_until_triton_has_ended_a
         for _ in range(2):
             await failure(plane.infer(timeout=0.2))
         await until(lambda: len(plane.server.calls._calls) == 1)
-        assert plane.forwarder._gate.inside == 3 * (CALL_COST + len(infer_request().SerializeToString()))
+        assert counted(plane, "alice") == 3 * (CALL_COST + len(infer_request().SerializeToString()))
         held.go.set()
         await slow
+        await until(lambda: counted(plane, "alice") == 0)
+
+
+async def test_what_triton_refuses_frees_no_place_of_calls_that_were_given_up() -> None:
+    held = Held()
+    async with data_plane(window=SMALL) as plane:
+        plane.triton.answer = held.answer
+        await failure(plane.infer(timeout=0.2))
+        plane.triton.answer = lambda _request: grpc.StatusCode.INVALID_ARGUMENT
+        await failure(plane.infer())
+        assert counted(plane, "alice") == CALL_COST + len(infer_request().SerializeToString())
+        plane.triton.answer = echo
+        await plane.infer()
+        assert counted(plane, "alice") == 0
+        held.go.set()
+
+
+async def test_calls_that_one_gave_up_take_no_room_from_others() -> None:
+    held = Held()
+    async with data_plane(window=SMALL._replace(capacity=4 * CALL_COST + 400)) as plane:
+        plane.triton.answer = held.answer
+        for _ in range(4):
+            await failure(plane.infer(timeout=0.2))
         await until(lambda: plane.forwarder._gate.inside == 0)
+        assert counted(plane, "alice") == 4 * (CALL_COST + len(infer_request().SerializeToString()))
+        plane.triton.answer = echo
+        await plane.infer(user="bob", timeout=1)
+        held.go.set()
+
+
+def counted(plane: Any, user: str) -> int:
+    """The cost that counts against a caller."""
+    share = plane.forwarder._gate._shares.get(f"users/{user}")
+    return 0 if share is None else int(share.inside)
 
 
 async def test_the_place_of_a_call_that_was_given_up_is_free_before_long(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,7 +141,8 @@ async def test_the_place_of_a_call_that_was_given_up_is_free_before_long(monkeyp
     async with data_plane(window=SMALL) as plane:
         plane.triton.answer = held.answer
         await failure(plane.infer(timeout=0.2))
-        await until(lambda: plane.forwarder._gate.inside == 0)
+        assert counted(plane, "alice") > 0
+        await until(lambda: counted(plane, "alice") == 0)
         held.go.set()
 
 
@@ -151,3 +185,16 @@ async def test_a_call_that_waited_while_its_grant_went_is_refused() -> None:
         assert [error_info(error).reason for error in errors] == ["PERMISSION_DENIED"]
         assert len(plane.triton.requests) == 4
         assert plane.forwarder._gate.inside == 0
+
+
+async def test_a_call_that_waited_while_its_session_ended_is_refused() -> None:
+    held = Held()
+    async with data_plane(window=SMALL) as plane:
+        plane.triton.answer = held.answer
+        calls = [asyncio.ensure_future(failure_or_answer(plane.infer())) for _ in range(5)]
+        await until(lambda: len(plane.triton.requests) == 4)
+        await until(lambda: plane.forwarder._gate.waiting > 0)
+        plane.revoked.append("sessions/alice")
+        held.go.set()
+        errors = [each for each in await asyncio.gather(*calls) if isinstance(each, grpc.aio.AioRpcError)]
+        assert [error_info(error).reason for error in errors] == ["SESSION_ENDED"]

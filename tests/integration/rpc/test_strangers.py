@@ -12,6 +12,7 @@ from structlog.testing import capture_logs
 
 from inferplane.auth.v1 import auth_service_pb2 as pb
 from inferplane.common.v1.access_pb2 import AccessRule
+from inferplane.server.access.principal import Principal
 from inferplane.server.errors import InferplaneError
 from inferplane.server.rpc import bodies
 from inferplane.server.rpc import running as running_calls
@@ -139,7 +140,86 @@ async def test_strangers_do_not_fill_the_log_and_leave_their_address(monkeypatch
                 await failure(method(b""))
             await server.call()
             seconds = time.monotonic() - began
-        refused = [line for line in logs if line["code"] == "UNAUTHENTICATED"]
+        refused = [line for line in logs if line["caller"] == "anonymous"]
         assert 0 < len(refused) <= 5 * (seconds + 2)
         assert {line["address"] for line in refused} == {"ipv4:127.0.0.1"}
         assert [line["caller"] for line in logs if line["code"] == "OK"] == ["users/alice"]
+
+
+class Arriving:
+    """A call of whose body nothing has come yet; `ended` says why it was ended."""
+
+    def __init__(self, user: str = "", *, streams: bool = True) -> None:
+        access = AccessRule(authenticated=True) if user else AccessRule(public=True)
+        self.method = Method("/s/m", "s", "m", access, streams=streams)
+        self.principal = Principal(f"users/{user}")
+        self.peer = "ipv4:192.0.2.1"
+        self.context = self
+        self.ended = False
+
+    async def read(self) -> bytes:
+        await asyncio.Event().wait()
+        return b""
+
+    def end(self, _error: InferplaneError) -> None:
+        self.ended = True
+
+
+class Weighed:
+    """A reader of bodies in a process that weighs what it is told to."""
+
+    def __init__(self, budget: int = MIB) -> None:
+        self.bodies = bodies.BodyReader(budget, 60)
+        self.calls: list[Arriving] = []
+        self._tasks: list[asyncio.Task[Any]] = []
+
+    async def begin(self, *calls: Any) -> None:
+        for call in calls:
+            reading = self.bodies.message(call) if call.method.streams else self.bodies.read(call)
+            self._tasks.append(asyncio.create_task(reading))
+            self.calls.append(call)
+        await asyncio.sleep(0)
+        for call in list(self.bodies._quick):
+            self.bodies._demote(call)
+
+    def weigh(self, mib: int) -> list[int]:
+        """Which calls have been ended, by their numbers, when the process has so many MiB."""
+        self.bodies._shed(mib * MIB)
+        return [number for number, call in enumerate(self.calls) if call.ended]
+
+
+async def test_the_newest_half_of_the_heaviest_callers_streams_goes() -> None:
+    weighed = Weighed()
+    await weighed.begin(Arriving("bob"), *(Arriving("alice") for _ in range(6)))
+    assert weighed.weigh(100) == []
+    assert weighed.weigh(102) == [4, 5, 6]
+    # Weighed anew: what has been let go is used again first.
+    assert weighed.weigh(102) == [4, 5, 6]
+
+
+async def test_a_stream_is_not_weighed_for_what_came_before_it_waited() -> None:
+    weighed = Weighed()
+    await weighed.begin(Arriving("alice"))
+    weighed.weigh(100)
+    await weighed.begin(*(Arriving("bob") for _ in range(3)))
+    assert weighed.weigh(101) == []
+    assert weighed.weigh(102) == [0]
+
+
+async def test_what_sign_ins_hold_is_not_weighed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bodies, "PUBLIC_BUDGET", 64 * MIB)
+    weighed = Weighed()
+    await weighed.begin(Arriving(), Arriving(streams=False))
+    weighed.weigh(100)
+    weighed.bodies.explained = lambda: 130 * MIB
+    assert weighed.weigh(100 + 130 + 60) == []
+    assert weighed.weigh(100 + 130 + 65) == [0, 1]
+
+
+async def test_streams_of_strangers_do_not_push_out_their_slow_bodies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bodies, "MOST_PUBLIC", 3)
+    weighed = Weighed()
+    await weighed.begin(*(Arriving(streams=False) for _ in range(3)), *(Arriving() for _ in range(10)))
+    assert weighed.weigh(100) == []
+    await weighed.begin(Arriving(streams=False))
+    assert weighed.weigh(100) == [0]

@@ -67,3 +67,37 @@ async def test_a_caller_has_no_more_than_so_many_waiting(settings: Settings, mon
     assert reason_name(refused.reason) == "OVERLOADED"
     await flood.end()
     await database.close()
+
+
+async def test_two_who_fill_the_waiting_room_do_not_keep_out_a_third(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database_module, "WAITING", 20)
+    monkeypatch.setattr(database_module, "WAITING_EACH", 10)
+    database = Database(settings.model_copy(update={"database_pool_size": 2}), ServiceName.AUTH)
+    floods = [Holder(database, name) for name in "ab"]
+    for flood in floods:
+        flood.begin(14)
+    await until(lambda: database._turns.waiting == 20)
+    third = Holder(database, "c")
+    third.begin(1)
+    await until(lambda: any(task.done() for flood in floods for task in flood.tasks))
+    assert not third.tasks[0].done()
+    for flood in floods:
+        await flood.end()
+    await until(lambda: third.inside == 1)
+    await third.end()
+    await database.close()
+
+
+async def test_who_waits_too_long_is_told_that_others_were_before(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database_module, "POOL_TIMEOUT", 0.2)
+    flood = Holder(database, "a")
+    flood.begin(4)
+    await until(lambda: any(task.done() for task in flood.tasks))
+    (late,) = (task.exception() for task in flood.tasks if task.done())
+    assert isinstance(late, InferplaneError)
+    assert reason_name(late.reason) == "OVERLOADED"
+    await flood.end()

@@ -1,5 +1,8 @@
 """Prediction records reach their sink, whatever happens on the way."""
 
+import asyncio
+
+import pytest
 from prometheus_client import CollectorRegistry
 
 from inferplane.server.access.snapshot import Target
@@ -85,6 +88,28 @@ async def test_what_is_left_at_the_end_is_counted_as_dropped() -> None:
         records.notes.take(note(number))
     await records.delivery.flush()
     assert registry.get_sample_value("inferplane_prediction_records_dropped_total") == 5
+
+
+async def test_a_batch_that_is_being_prepared_at_the_end_is_delivered(monkeypatch: pytest.MonkeyPatch) -> None:
+    records, sink, registry = make()
+    prepared, go_on = asyncio.Event(), asyncio.Event()
+    prepare = records.delivery._prepare
+
+    async def slowly(batch: list[Note]) -> None:
+        prepared.set()
+        await go_on.wait()
+        await prepare(batch)
+
+    monkeypatch.setattr(records.delivery, "_prepare", slowly)
+    records.notes.take(note(1))
+    running = asyncio.create_task(records.delivery._deliver_batch())
+    await prepared.wait()
+    flushing = asyncio.create_task(records.delivery.flush())
+    await asyncio.sleep(0)
+    go_on.set()
+    await asyncio.gather(running, flushing)
+    assert sink.stored == ["id-1"]
+    assert registry.get_sample_value("inferplane_prediction_records_dropped_total") == 0
 
 
 async def test_few_notes_of_many_labels_are_bounded_too() -> None:

@@ -18,7 +18,7 @@ from inferplane.server.errors import InferplaneError
 from inferplane.server.ids import now
 from inferplane.server.names import SESSION
 from inferplane.server.storage.audit import Actor
-from inferplane.server.storage.database import Database
+from inferplane.server.storage.database import Database, works_for
 from inferplane.server.storage.unit_of_work import UnitOfWorkFactory
 
 __all__ = ["Attempt", "LoginFlow", "SignedIn"]
@@ -69,7 +69,7 @@ class LoginFlow:
         self._issuer: TokenIssuer | None = None
         self._jwks = ""
         self._jwks_until = float("-inf")
-        self._jwks_turn = asyncio.Lock()
+        self._fetching: asyncio.Task[None] | None = None
 
     async def login(self, attempt: Attempt, actor: Actor) -> SignedIn:
         """Raises LOGIN_FAILED, RATE_LIMITED or OVERLOADED. No connection is held while the password is hashed."""
@@ -124,12 +124,20 @@ class LoginFlow:
     async def jwks(self) -> str:
         """The public keys, as a JSON Web Key Set; at most JWKS_AGE seconds old: anybody may ask, and often."""
         if time.monotonic() > self._jwks_until:
-            async with self._jwks_turn:
-                if time.monotonic() > self._jwks_until:
-                    async with self._database.transaction() as connection:
-                        self._jwks = public_set(await AuthReader(connection).signing_keys())
-                    self._jwks_until = time.monotonic() + JWKS_AGE
+            if self._fetching is None:
+                self._fetching = asyncio.create_task(self._fetch_jwks())
+            await asyncio.shield(self._fetching)
         return self._jwks
+
+    async def _fetch_jwks(self) -> None:
+        # For all who wait, and in the share of none of them.
+        works_for(str)
+        try:
+            async with self._database.transaction() as connection:
+                self._jwks = public_set(await AuthReader(connection).signing_keys())
+            self._jwks_until = time.monotonic() + JWKS_AGE
+        finally:
+            self._fetching = None
 
     async def delete_expired(self) -> None:
         """Delete what is past its time."""

@@ -9,8 +9,7 @@ import asyncio
 import os
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable
-from pathlib import Path
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
 import grpc
@@ -51,9 +50,11 @@ class BodyReader:
         self._time_limit = time_limit
         self._quick: dict[Call, float] = {}
         self._slow: dict[Call, float] = {}
-        self._streams: set[Call] = set()
-        self._public = _Growth(PUBLIC_BUDGET)
-        self._known = _Growth(budget)
+        self._streams: dict[Call, None] = {}
+        self._levels: dict[Call, int] = {}
+        self._budget = budget
+        self.explained: Callable[[], int] = int
+        """Bytes that this process holds for something else, and will let go: they are not weighed."""
 
     async def read(self, call: Call) -> bytes:
         """The body. Raises MALFORMED_REQUEST where there is none, and OVERLOADED.
@@ -85,11 +86,12 @@ class BodyReader:
     async def message(self, call: Call) -> Any:
         """The next message of a stream, or EOF. While it does not come it counts among what arrives slowly: nobody but
         gRPC knows how much of it is there. Streams have limits of their own for the time."""
-        self._streams.add(call)
+        self._streams[call] = None
         try:
             return await call.context.read()
         finally:
-            self._streams.discard(call)
+            self._streams.pop(call, None)
+            self._levels.pop(call, None)
 
     async def messages(self, call: Call) -> AsyncIterator[bytes]:
         """All messages of a stream."""
@@ -98,16 +100,24 @@ class BodyReader:
 
     async def sweep(self) -> None:
         """Look after the slow ones, until cancelled."""
-        while True:
-            await asyncio.sleep(SWEEP_INTERVAL)
-            now = time.monotonic()
-            # In the order of their beginnings.
-            for call in [call for call, since in self._quick.items() if now - since > SLOW_AFTER]:
-                self._demote(call)
-            for call, since in list(self._slow.items()):
-                if now - since > (PUBLIC_TIME_LIMIT if call.method.access.public else self._time_limit):
-                    call.end(InferplaneError(ErrorReason.ERROR_REASON_STREAM_STALLED))
-            self._shed()
+        # Opened once: where no descriptor is left, slow bodies are looked after all the same.
+        statm = os.open("/proc/self/statm", os.O_RDONLY)
+        try:
+            while True:
+                await asyncio.sleep(SWEEP_INTERVAL)
+                self._look(time.monotonic(), statm)
+        finally:
+            os.close(statm)
+
+    def _look(self, now: float, statm: int) -> None:
+        # In the order of their beginnings.
+        for call in [call for call, since in self._quick.items() if now - since > SLOW_AFTER]:
+            self._demote(call)
+        for call, since in list(self._slow.items()):
+            if now - since > (PUBLIC_TIME_LIMIT if call.method.access.public else self._time_limit):
+                call.end(InferplaneError(ErrorReason.ERROR_REASON_STREAM_STALLED))
+        if self._slow or self._streams:
+            self._shed(_resident(statm))
 
     def _demote(self, call: Call) -> None:
         since = self._quick.pop(call)
@@ -115,47 +125,32 @@ class BodyReader:
         gate.leave(caller, 1)
         self._slow[call] = since
 
-    def _shed(self) -> None:
-        """End what arrives slowly where it is too much, or the process has grown by too much since it began."""
-        arriving = [*self._slow, *self._streams]
-        public = [call for call in arriving if call.method.access.public]
-        known = [call for call in arriving if not call.method.access.public]
-        for call in public[: max(0, len(public) - MOST_PUBLIC)]:
+    def _shed(self, resident: int) -> None:
+        """End what arrives slowly where it is too much, or where the process, of `resident` bytes now, has grown by too
+        much since it began."""
+        slow = [call for call in self._slow if call.method.access.public]
+        for call in slow[: max(0, len(slow) - MOST_PUBLIC)]:
             call.end(InferplaneError.overloaded("too many requests arrive slowly"))
-        resident = _resident() if arriving else 0
-        if self._public.is_too_much(resident, bool(public)):
-            _end(public)
-        elif self._known.is_too_much(resident, bool(known)):
-            # Half of what its heaviest caller has, the newest, and again if that was not enough.
+        arriving = (*self._slow, *self._streams)
+        self._levels = {call: min(self._levels.get(call, resident), resident) for call in arriving}
+        grown = {call: resident - level - self.explained() for call, level in self._levels.items()}
+        public = [call for call in arriving if call.method.access.public and grown[call] > PUBLIC_BUDGET]
+        known = [call for call in arriving if not call.method.access.public and grown[call] > self._budget]
+        if public:
+            self._end(public, resident)
+        elif known:
+            # Half of what the heaviest of their callers has, the newest, and again if that was not enough.
             heaviest, count = Counter(call.principal.subject for call in known).most_common(1)[0]
             theirs = [call for call in known if call.principal.subject == heaviest]
-            _end(theirs[count // 2 :])
+            self._end(theirs[count // 2 :], resident)
+
+    def _end(self, calls: Iterable[Call], resident: int) -> None:
+        for call in calls:
+            call.end(InferplaneError.overloaded("requests that arrive slowly hold too much"))
+        # What they held is used again before the process grows; the others are weighed anew.
+        self._levels = dict.fromkeys(self._levels, resident)
 
 
-class _Growth:
-    """How much the process has grown while something arrived slowly."""
-
-    def __init__(self, budget: int) -> None:
-        self._budget = budget
-        self._level: int | None = None
-
-    def is_too_much(self, resident: int, arriving: bool) -> bool:
-        """Whether it is more than the budget since there was nothing, or since the last time that it was too much."""
-        if not arriving:
-            self._level = None
-            return False
-        self._level = resident if self._level is None else min(self._level, resident)
-        if resident - self._level <= self._budget:
-            return False
-        self._level = resident
-        return True
-
-
-def _end(calls: Iterable[Call]) -> None:
-    for call in calls:
-        call.end(InferplaneError.overloaded("requests that arrive slowly hold too much"))
-
-
-def _resident() -> int:
+def _resident(statm: int) -> int:
     """Bytes of this process in memory (proc_pid_statm(5))."""
-    return int(Path("/proc/self/statm").read_bytes().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return int(os.pread(statm, 200, 0).split()[1]) * os.sysconf("SC_PAGE_SIZE")

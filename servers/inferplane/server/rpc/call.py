@@ -78,7 +78,9 @@ class Call:
         works_for(self._sharer)
 
     def _sharer(self) -> str:
-        return self.peer if self.principal is ANONYMOUS else self.principal.subject
+        if self.principal is ANONYMOUS:
+            return self.peer
+        return f"{self.principal.subject} {self.principal.on_behalf_of}"
 
     @property
     def actor(self) -> Actor:

@@ -106,7 +106,9 @@ class Database:
         self.service = service
         size = settings.database_pool_size
         most, each = 2 * size, max(1, 2 * size * 3 // 4)
-        self._turns = FairGate(_FULL, capacity=most, each=each, waiting=WAITING, waiting_each=WAITING_EACH)
+        self._turns = FairGate(
+            _FULL, capacity=most, each=each, waiting=WAITING, waiting_each=WAITING_EACH, displace=True
+        )
         self._engine: AsyncEngine = create_async_engine(
             url,
             pool_size=size,
@@ -134,8 +136,11 @@ class Database:
     @asynccontextmanager
     async def _turn(self) -> AsyncIterator[None]:
         caller = _work_of.get()()
-        async with asyncio.timeout(POOL_TIMEOUT):
-            await self._turns.enter(caller, 1)
+        try:
+            async with asyncio.timeout(POOL_TIMEOUT):
+                await self._turns.enter(caller, 1)
+        except TimeoutError:
+            raise InferplaneError.overloaded(_FULL) from None
         try:
             yield
         finally:

@@ -138,7 +138,8 @@ class Forwarder:
         if not self._gate.try_enter(caller, cost):
             await self._wait(caller, cost, deadline)
             try:
-                # Its grants, and the version that is served, may be others by now.
+                # Its session may have ended; its grants, and the version that is served, may be others by now.
+                self._router.confirm(principal)
                 admitted, route = self._router.admit(attempt, principal, body)
             except BaseException:
                 self._gate.leave(caller, cost)
@@ -156,7 +157,7 @@ class Forwarder:
                 self._given_up.keep(route.deployment, caller, cost)
             else:
                 self._gate.leave(caller, cost)
-                self._given_up.let_go(route.deployment)
+        self._given_up.let_go(route.deployment)
         return admitted, route, data
 
     async def _wait(self, caller: str, cost: int, deadline: float) -> None:

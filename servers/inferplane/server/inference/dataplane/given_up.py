@@ -12,21 +12,23 @@ that time; short enough for whoever comes back."""
 
 
 class GivenUpCalls:
-    """Keeps such calls' places in the gate: Triton holds a cancelled request, with all its bytes, until the one that it
-    works on for the same model has ended. It does not say when that is, so another answer ends it, or KEPT."""
+    """Counts such calls against their callers for a while: Triton holds a cancelled request, with all its bytes, until
+    the one that it works on for the same model has ended. It does not say when that is, so another answer ends it, or
+    KEPT."""
 
     def __init__(self, gate: FairGate) -> None:
         self._gate = gate
         self._kept: dict[str, set[_Place]] = {}
 
     def keep(self, deployment: str, caller: str, cost: int) -> None:
-        """A call of `caller` was given up; its place of that cost is left later."""
+        """A call of `caller` was given up: its place is free for others, and counts against him for a while."""
+        self._gate.make_room(cost)
         place = _Place(caller, cost)
         self._kept.setdefault(deployment, set()).add(place)
         asyncio.get_running_loop().call_later(KEPT, self._leave, deployment, place)
 
     def let_go(self, deployment: str) -> None:
-        """A call of the deployment has ended at Triton."""
+        """Triton has answered another call of the deployment. Refusals do not count: it may make them at its door."""
         for place in list(self._kept.get(deployment, ())):
             self._leave(deployment, place)
 
@@ -34,7 +36,7 @@ class GivenUpCalls:
         kept = self._kept.get(deployment, set())
         if place in kept:
             kept.discard(place)
-            self._gate.leave(place.caller, place.cost)
+            self._gate.settle(place.caller, place.cost)
         if not kept:
             self._kept.pop(deployment, None)
 

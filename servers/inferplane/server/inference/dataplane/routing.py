@@ -74,6 +74,10 @@ class Router:
             self._known.remember(body, contents, admitted)
         return admitted, route
 
+    def confirm(self, principal: Principal) -> None:
+        """Raises TOKEN_EXPIRED or SESSION_ENDED where credentials that were good are so no longer."""
+        self._admission.confirm(principal)
+
     def route(self, principal: Principal, name: str) -> Route:
         """Where the deployment's name leads; raises INVALID_FIELD, PERMISSION_DENIED or DEPLOYMENT_NOT_FOUND."""
         if _NAME.fullmatch(name) is None:

@@ -60,7 +60,8 @@ class Delivery:
 
     async def flush(self) -> None:
         """Deliver all that is noted now, or as much as can be; for the end: what is left is counted as dropped."""
-        while (self._undelivered or len(self._notes)) and await self._deliver_batch():
+        # The first time in any case: a batch that is being prepared is neither here nor there.
+        while await self._deliver_batch() and (self._undelivered or len(self._notes)):
             pass
         if left := self._notes.in_delivery + len(self._notes):
             self._notes.dropped.inc(left)
