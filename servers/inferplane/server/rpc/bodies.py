@@ -8,7 +8,7 @@ that take longer are let come, as long as the process does not grow by more than
 import asyncio
 import os
 import time
-from collections import Counter
+from collections import Counter, deque
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,11 +24,17 @@ __all__ = ["BodyReader"]
 QUICK = 64
 QUICK_EACH = 32
 """Bodies that are read at once, of all callers and of one."""
+PUBLIC_QUICK = 16
+PUBLIC_QUICK_EACH = 8
+"""The same for public methods: fewer, because until they are slow nobody knows what they hold."""
 SLOW_AFTER = 0.1
 """Seconds after which a body counts among the slow ones instead."""
 WAITING = 4000
 WAITING_EACH = 1000
 SWEEP_INTERVAL = 0.05
+LOWEST_OF = 10.0
+"""Seconds of which the least memory is what the process takes without slow bodies. What was let go a moment ago may not
+be free yet: taken for the process's own, it would let the next bodies have as much again, and so on."""
 PUBLIC_TIME_LIMIT = 5.0
 PUBLIC_BUDGET = 64 << 20
 MOST_PUBLIC = 256
@@ -48,12 +54,15 @@ class BodyReader:
 
     def __init__(self, budget: int, time_limit: float) -> None:
         self._gate = FairGate(capacity=QUICK, each=QUICK_EACH, waiting=WAITING, waiting_each=WAITING_EACH)
-        self._public_gate = FairGate(capacity=QUICK, each=QUICK_EACH, waiting=WAITING, waiting_each=WAITING_EACH)
+        self._public_gate = FairGate(
+            capacity=PUBLIC_QUICK, each=PUBLIC_QUICK_EACH, waiting=WAITING, waiting_each=WAITING_EACH
+        )
         self._budget = budget
         self._time_limit = time_limit
         self._quick: dict[Call, _Reading] = {}
         self._slow: dict[Call, _Reading] = {}
         self._level = 0
+        self._resident = deque([_resident()], maxlen=round(LOWEST_OF / SWEEP_INTERVAL))
 
     async def read(self, call: Call) -> bytes:
         """The body. Raises MALFORMED_REQUEST where there is none, and OVERLOADED.
@@ -81,6 +90,7 @@ class BodyReader:
         while True:
             await asyncio.sleep(SWEEP_INTERVAL)
             now = time.monotonic()
+            self._resident.append(_resident())
             # In the order of their beginnings.
             for call in [call for call, reading in self._quick.items() if now - reading.since > SLOW_AFTER]:
                 self._demote(call)
@@ -100,7 +110,7 @@ class BodyReader:
         reading = self._quick.pop(call)
         reading.gate.leave(reading.caller, 1)
         if not self._slow:
-            self._level = _resident()
+            self._level = min(self._resident)
         self._slow[call] = reading
 
     def _shed(self) -> None:
@@ -108,7 +118,7 @@ class BodyReader:
         public = [call for call, reading in self._slow.items() if reading.public]
         for call in public[: max(0, len(public) - MOST_PUBLIC)]:
             call.end(InferplaneError.overloaded("too many requests arrive slowly"))
-        grown = _resident() - self._level
+        grown = self._resident[-1] - self._level
         if public and grown > PUBLIC_BUDGET:
             for call in public:
                 call.end(InferplaneError.overloaded("requests that arrive slowly hold too much"))
