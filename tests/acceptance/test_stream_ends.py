@@ -29,6 +29,8 @@ ROUNDS = 3
 """Other tests share this machine: one of so many rounds must have been left in peace, and in that all hold."""
 TOKEN_LIFETIME = 5
 BUSY_PAUSE = 0.05
+LOST_BY_CLIENT = "Internal error from Core"
+"""What grpc.aio's client makes of an end that comes while it writes, about one of sixty: the status is lost in it."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -128,8 +130,10 @@ async def outlived(
         if writing is not None:
             writing.cancel()
             await asyncio.gather(writing, return_exceptions=True)
-        assert error_info(error).reason == reason
-        return took
+    if error.details() == LOST_BY_CLIENT:
+        return await outlived(up, lose, reason, busy=busy, after=after)
+    assert error_info(error).reason == reason
+    return took
 
 
 async def check(up: Up, lose: Callable[[Caller], Awaitable[float]], reason: str, *, busy: bool) -> None:
