@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from inferplane.server import fairness
 from inferplane.server.errors import InferplaneError
 from inferplane.server.fairness import FairGate
 
@@ -60,6 +61,46 @@ def test_work_above_the_capacity_gets_in_alone() -> None:
     present.leave("a", 1000)
     assert present.try_enter("b", 1)
     assert not present.try_enter("a", 1000)
+
+
+def shrinking_gate() -> FairGate:
+    return FairGate("full", capacity=10, each=4, waiting=100, waiting_each=50, each_beside=2)
+
+
+def test_a_caller_gets_less_while_another_is_here() -> None:
+    present = shrinking_gate()
+    assert present.try_enter("a", 1)
+    present.try_enter("b", 1)
+    present.leave("b", 1)
+    assert [present.try_enter("a", 1) for _ in range(2)] == [True, False]
+    assert [present.try_enter("b", 1) for _ in range(3)] == [True, True, False]
+
+
+def test_a_caller_who_has_more_than_the_smaller_share_gets_no_more_before_it_has_less() -> None:
+    present = shrinking_gate()
+    assert [present.try_enter("a", 1) for _ in range(5)] == [True] * 4 + [False]
+    assert present.try_enter("b", 1)
+    for _ in range(2):
+        present.leave("a", 1)
+        assert not present.try_enter("a", 1)
+    present.leave("a", 1)
+    assert present.try_enter("a", 1)
+
+
+async def test_a_caller_has_the_larger_share_again_when_no_other_has_come_for_a_while(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    present = shrinking_gate()
+    assert present.try_enter("b", 1)
+    assert [present.try_enter("a", 1) for _ in range(2)] == [True, True]
+    async with waiting_in(present, *["a"] * 5) as (order, _):
+        present.leave("a", 1)
+        await asyncio.sleep(0)
+        assert len(order) == 1
+        monkeypatch.setattr(fairness, "BESIDE_FOR", 0.0)
+        present.leave("a", 1)
+        await asyncio.sleep(0)
+        assert len(order) == 4
 
 
 async def test_a_caller_with_one_piece_of_work_waits_for_one_piece_of_another_at_most() -> None:

@@ -1,12 +1,16 @@
 """A gate that shares what is scarce between callers: places for calls, bytes in flight."""
 
 import asyncio
+import time
 from collections import deque
 from dataclasses import dataclass, field
 
 from inferplane.server.errors import InferplaneError
 
-__all__ = ["FairGate"]
+__all__ = ["BESIDE_FOR", "FairGate"]
+
+BESIDE_FOR = 1.0
+"""Seconds after its last work came for which a caller counts as being here."""
 
 
 @dataclass(slots=True, eq=False)
@@ -34,7 +38,9 @@ class FairGate:
     Callers who wait take turns, one piece of work a turn, so that nobody waits for more than one piece of each other
     caller. At most a cost of `waiting` waits, `waiting_each` of one caller. Costs are in whatever unit the gate is
     for; work that costs more than `each` gets in when its caller has nothing else inside, and above `capacity` when
-    nobody has. Of callers that have nothing here nothing is kept.
+    nobody has. Of callers that have nothing here nothing is kept but the names of the last two.
+
+    `each_beside` is what one caller may have inside while another is here; by default `each`, too.
 
     `full` is what they are told for whom there is no room. With `displace`, who comes when as much waits as may takes
     the place of the newest turn of whoever waits with most, unless that has hardly more: else those who came first
@@ -42,11 +48,21 @@ class FairGate:
     """
 
     def __init__(
-        self, full: str, *, capacity: int, each: int, waiting: int, waiting_each: int, displace: bool = False
+        self,
+        full: str,
+        *,
+        capacity: int,
+        each: int,
+        waiting: int,
+        waiting_each: int,
+        each_beside: int | None = None,
+        displace: bool = False,
     ) -> None:
         self._full = full
         self._capacity = capacity
         self._each = each
+        self._each_beside = each_beside
+        self._last = self._last_other = ("", float("-inf"))
         self._most_waiting = waiting
         self._most_waiting_each = waiting_each
         self._displace = displace
@@ -59,12 +75,14 @@ class FairGate:
 
     def try_enter(self, caller: str, cost: int) -> bool:
         """Enter if that needs no waiting; then `leave` must follow."""
+        if self._each_beside is not None:
+            self._came(caller)
         if self._line or not self._has_room(cost):
             return False
         share = self._shares.get(caller)
         if share is None:
             share = self._shares[caller] = _Share()
-        elif share.queue or not self._fits(share, cost):
+        elif share.queue or not self._fits(caller, share, cost):
             return False
         share.inside += cost
         self.inside += cost
@@ -134,8 +152,19 @@ class FairGate:
     def _has_room(self, cost: int) -> bool:
         return self.inside + cost <= self._capacity or not self.inside
 
-    def _fits(self, share: _Share, cost: int) -> bool:
-        return share.inside + cost <= self._each or not share.inside
+    def _fits(self, caller: str, share: _Share, cost: int) -> bool:
+        return not share.inside or share.inside + cost <= self._share_of(caller)
+
+    def _share_of(self, caller: str) -> int:
+        if self._each_beside is None:
+            return self._each
+        _, came = self._last_other if self._last[0] == caller else self._last
+        return self._each_beside if time.monotonic() - came < BESIDE_FOR else self._each
+
+    def _came(self, caller: str) -> None:
+        if caller != self._last[0]:
+            self._last_other = self._last
+        self._last = (caller, time.monotonic())
 
     def _give_up(self, caller: str, share: _Share, turn: _Turn) -> None:
         if not turn.admitted.cancelled():
@@ -152,7 +181,7 @@ class FairGate:
 
     def _enlist(self, caller: str, share: _Share) -> None:
         """Stand in line if the next piece of work fits the caller's own share."""
-        if not share.listed and share.queue and self._fits(share, share.queue[0].cost):
+        if not share.listed and share.queue and self._fits(caller, share, share.queue[0].cost):
             share.listed = True
             self._line.append(caller)
 
@@ -161,7 +190,7 @@ class FairGate:
         while self._line:
             caller = self._line[0]
             share = self._shares.get(caller)
-            if share is None or not share.queue or not self._fits(share, share.queue[0].cost):
+            if share is None or not share.queue or not self._fits(caller, share, share.queue[0].cost):
                 self._line.popleft()
                 if share is not None:
                     share.listed = False

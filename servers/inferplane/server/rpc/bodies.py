@@ -8,7 +8,7 @@ that take longer are let come, as long as the process does not grow by more than
 import asyncio
 import os
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
@@ -25,13 +25,17 @@ _FULL = "too many requests arrive at once"
 QUICK = 64
 QUICK_EACH = 32
 """Bodies that are read at once, of all callers and of one."""
-PUBLIC_EACH = 8
-"""The same of one address, where nobody is known."""
+PUBLIC_QUICK = 16
+PUBLIC_QUICK_EACH = 8
+"""The same for public methods: fewer, because until they are slow nobody knows what they hold."""
 SLOW_AFTER = 0.1
 """Seconds after which a body counts among the slow ones instead."""
 WAITING = 4000
 WAITING_EACH = 1000
 SWEEP_INTERVAL = 0.05
+LOWEST_OF = 10.0
+"""Seconds of which the least memory is what the process takes without strangers' slow bodies. What was let go a moment
+ago may not be free yet: taken for the process's own, it would let the next bodies have as much again, and so on."""
 PUBLIC_TIME_LIMIT = 5.0
 PUBLIC_BUDGET = 64 << 20
 MOST_PUBLIC = 256
@@ -45,13 +49,14 @@ class BodyReader:
     def __init__(self, budget: int, time_limit: float) -> None:
         self._gate = FairGate(_FULL, capacity=QUICK, each=QUICK_EACH, waiting=WAITING, waiting_each=WAITING_EACH)
         self._public_gate = FairGate(
-            _FULL, capacity=QUICK, each=PUBLIC_EACH, waiting=WAITING, waiting_each=WAITING_EACH
+            _FULL, capacity=PUBLIC_QUICK, each=PUBLIC_QUICK_EACH, waiting=WAITING, waiting_each=WAITING_EACH
         )
         self._time_limit = time_limit
         self._quick: dict[Call, float] = {}
         self._slow: dict[Call, float] = {}
         self._streams: dict[Call, None] = {}
         self._levels: dict[Call, int] = {}
+        self._recent: deque[int] = deque(maxlen=round(LOWEST_OF / SWEEP_INTERVAL))
         self._budget = budget
         self.explained: Callable[[], int] = int
         """Bytes that this process holds for something else, and will let go: they are not weighed."""
@@ -116,8 +121,9 @@ class BodyReader:
         for call, since in list(self._slow.items()):
             if now - since > (PUBLIC_TIME_LIMIT if call.method.access.public else self._time_limit):
                 call.end(InferplaneError(ErrorReason.ERROR_REASON_STREAM_STALLED))
+        self._recent.append(_resident(statm))
         if self._slow or self._streams:
-            self._shed(_resident(statm))
+            self._shed(self._recent[-1])
 
     def _demote(self, call: Call) -> None:
         since = self._quick.pop(call)
@@ -132,7 +138,9 @@ class BodyReader:
         for call in slow[: max(0, len(slow) - MOST_PUBLIC)]:
             call.end(InferplaneError.overloaded("too many requests arrive slowly"))
         arriving = (*self._slow, *self._streams)
-        self._levels = {call: min(self._levels.get(call, resident), resident) for call in arriving}
+        lowest = min(self._recent, default=resident)
+        first = {call: lowest if call.method.access.public else resident for call in arriving}
+        self._levels = {call: min(self._levels.get(call, level), resident) for call, level in first.items()}
         grown = {call: resident - level - self.explained() for call, level in self._levels.items()}
         public = [call for call in arriving if call.method.access.public and grown[call] > PUBLIC_BUDGET]
         known = [call for call in arriving if not call.method.access.public and grown[call] > self._budget]

@@ -33,11 +33,12 @@ class Window(NamedTuple):
     """How much is under way to Triton at once, and how much may wait for it; all in bytes, of all callers and of one.
 
     A call counts as its body and CALL_COST, so 128 small calls of one caller, or a few large ones, are under way:
-    enough to keep Triton busy, few enough that another caller's next call does not wait long.
+    enough to keep Triton busy. While another caller is here it is less, so that their next call does not wait long.
     """
 
     capacity: int = 128 << 20
     each: int = 8 << 20
+    each_beside: int = 2 << 20
     waiting: int = 512 << 20
     waiting_each: int = 128 << 20
 
@@ -66,6 +67,7 @@ class Forwarder:
             "too many predictions wait",
             capacity=window.capacity,
             each=window.each,
+            each_beside=window.each_beside,
             waiting=window.waiting,
             waiting_each=window.waiting_each,
         )
