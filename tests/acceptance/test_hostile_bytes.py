@@ -18,9 +18,11 @@ from tests.support.up import Up, running_up
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 PASSWORD = "correct horse battery"
 P99 = 0.25
-LONGEST = 2.0
+"""Seconds. In the short form one stall of 0.4 s is enough to pass it."""
 EVERY = 0.02
 """Seconds between two calls of the bystander."""
+TRIES = 3
+"""Other tests share this machine: one of so many tries must have been left in peace."""
 
 
 async def publish(up: Up, directory: Path) -> tuple[str, str]:
@@ -57,7 +59,7 @@ def p99(taken: list[float]) -> float:
 
 
 async def attacked(seconds: float, seed: int) -> float:
-    """By how much, in seconds, the p99 of a bystander's calls rose."""
+    """The p99 of a bystander's calls, in seconds. Fails if one of them does, or a worker is replaced."""
     with TemporaryDirectory(prefix="inferplane-") as directory, running_up(Path(directory)) as up:
         token, eve = await publish(up, Path(directory))
         pids = dict(up.pids)
@@ -76,20 +78,21 @@ async def attacked(seconds: float, seed: int) -> float:
         assert sum(statuses.values()) > 10
         assert "INTERNAL" not in statuses
         assert "UNKNOWN" not in statuses
-        assert taken[-1] < LONGEST
         up.refresh()
         assert up.pids == pids
-        # Whatever else this machine does meanwhile is not the attack's.
-        return p99(taken) - p99(undisturbed)
+        print(
+            f"{sum(statuses.values())} hostile calls: p99 of {len(taken)} others {p99(taken) * 1000:.0f} ms, longest"
+            f" {taken[-1] * 1000:.0f} ms; before {p99(undisturbed) * 1000:.0f} and {undisturbed[-1] * 1000:.0f} ms"
+        )
+        return p99(taken)
 
 
 @pytest.mark.timeout(400)
-async def test_hostile_bytes_do_not_slow_others_down_nor_kill_a_worker() -> None:
-    # Other tests share this machine: one of three tries must have been left in peace.
-    rises: list[float] = []
-    while len(rises) < 3 and min(rises, default=P99) >= P99:
-        rises.append(await attacked(seconds=12, seed=1 + len(rises)))
-    assert min(rises) < P99, rises
+async def test_under_hostile_bytes_the_p99_of_others_is_below_250_ms_and_no_worker_is_replaced() -> None:
+    seen: list[float] = []
+    while len(seen) < TRIES and min(seen, default=P99) >= P99:
+        seen.append(await attacked(seconds=12, seed=1 + len(seen)))
+    assert min(seen) < P99, seen
 
 
 @pytest.mark.soak

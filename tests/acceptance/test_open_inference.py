@@ -152,6 +152,15 @@ def test_a_model_that_is_not_there_is_not_ready(up: Up, tmp_path: Path) -> None:
         assert not client.is_model_ready("nope", headers=headers)
 
 
+def test_metadata_of_a_version_that_is_not_served_says_so(up: Up, tmp_path: Path) -> None:
+    token = serve(up, "of-one-version", identity("FP32", ["n"]), tmp_path)
+    with triton.InferenceServerClient(up.endpoints["inference"]) as client:
+        headers = {"authorization": f"Bearer {token}"}
+        assert client.get_model_metadata("of-one-version", "1", headers=headers).versions == ["1"]
+        with pytest.raises(InferenceServerException, match="NOT_FOUND"):
+            client.get_model_metadata("of-one-version", "99", headers=headers)
+
+
 def test_the_server_is_ready_after_models_were_loaded_and_removed(up: Up, tmp_path: Path) -> None:
     token = serve(up, "first", identity("FP32", ["n"]), tmp_path)
     headers = {"authorization": f"Bearer {token}"}

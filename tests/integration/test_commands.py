@@ -106,6 +106,23 @@ def test_doctor_checks_dependencies_and_masks_secrets(database_url: URL, keys_di
     assert str(database_url.password) not in done.stdout + done.stderr
 
 
+def test_doctor_goes_on_where_one_check_cannot_be_made(database_url: URL, keys_dir: Path, tmp_path: Path) -> None:
+    key = tmp_path / "short.key"
+    key.touch(0o600)
+    key.write_bytes(b"short")
+    url = database_url.set(drivername="postgresql").render_as_string(hide_password=False)
+    variables = {
+        **environment(database_url, keys_dir, tmp_path),
+        "INFERPLANE_MASTER_KEY_FILE": str(key),
+        "INFERPLANE_DATABASE_URL": url,
+    }
+    done = run(variables, "doctor", "--json")
+    checks = {check["check"]: check for check in json.loads(done.stdout)["checks"]}
+    assert (done.returncode, checks["keys"]["ok"]) == (1, False)
+    assert checks["postgres"]["ok"]
+    assert run(variables, "db", "migrate").returncode == 0
+
+
 def test_doctor_says_what_is_unfit(empty_database: URL, keys_dir: Path, tmp_path: Path) -> None:
     variables = {**environment(empty_database, keys_dir, tmp_path), "INFERPLANE_TRITON_ENDPOINT": "127.0.0.1:1"}
     done = run(variables, "doctor", "--json")

@@ -7,9 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 from uuid import uuid4
 
-import asyncpg
 import grpc
-from sqlalchemy import URL
 
 from inferplane.artifact.v1 import artifact_service_pb2 as pb
 from inferplane.artifact.v1 import model_registry_service_pb2 as registry_pb
@@ -17,7 +15,6 @@ from inferplane.artifact.v1.artifact_service_pb2_grpc import ArtifactServiceStub
 from inferplane.artifact.v1.model_pb2 import ModelVersion
 from inferplane.artifact.v1.model_registry_service_pb2_grpc import ModelRegistryServiceStub
 from inferplane.server.settings import ServiceName
-from inferplane.server.storage.database import asyncpg_dsn
 from tests.support.mesh import Mesh, Metadata, error_info
 from tests.support.onnx_models import identity
 
@@ -56,14 +53,6 @@ def messages(upload: str, data: bytes, start: int = 0) -> list[pb.WriteArtifactR
     """The bytes from `start` on, then what they must be."""
     last = pb.WriteArtifactRequest(upload=upload, write_offset=len(data), finish=finish(data))
     return [*data_messages(upload, data, start), last]
-
-
-async def rows(url: URL, query: str, *arguments: Any) -> list[Any]:
-    connection = await asyncpg.connect(asyncpg_dsn(url))
-    try:
-        return [tuple(row) for row in await connection.fetch(query, *arguments)]
-    finally:
-        await connection.close()
 
 
 class Artifacts:

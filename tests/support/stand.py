@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry
 from tritonclient.grpc import service_pb2
 
 from inferplane.auth.v1 import auth_service_pb2 as pb
+from inferplane.inference.v1.inference_service_pb2_grpc import add_InferenceServiceServicer_to_server
 from inferplane.server.access.admission import Admission
 from inferplane.server.access.principal import Principal
 from inferplane.server.access.snapshot import EMPTY, GrantRow, PolicySnapshot, Route, Target, compile_snapshot
@@ -19,7 +20,9 @@ from inferplane.server.inference.dataplane.handlers import fused_handlers
 from inferplane.server.inference.dataplane.outcome import Outcomes
 from inferplane.server.inference.dataplane.unread import UnreadAnswers
 from inferplane.server.inference.records.notes import Notes
+from inferplane.server.inference.service import InferenceService
 from inferplane.server.inference.triton_link import SERVICE, TritonLink
+from inferplane.server.inference.typed_tensors import check_typed_size
 from inferplane.server.rpc.interceptors import Guards
 from inferplane.server.rpc.interceptors.deadlines import DeadlinePolicy
 from inferplane.server.rpc.server import RpcServer
@@ -29,6 +32,7 @@ from inferplane.server.tensors import Signature, TensorSpec
 WHO = "/inferplane.auth.v1.AuthService/WhoAmI"
 INFER = f"/{SERVICE}/ModelInfer"
 STREAM = f"/{SERVICE}/ModelStreamInfer"
+PREDICT = "/inferplane.inference.v1.InferenceService/Predict"
 LIMIT = 64 << 20
 
 
@@ -39,6 +43,9 @@ class AnyToken(Verifier):
     def __init__(self) -> None:
         """Needs no keys."""
         self.expires_at = float("inf")
+
+    def remembered(self, token: str) -> Principal | None:
+        return None
 
     async def verify(self, token: str) -> Principal:
         return Principal(f"users/{token}", f"sessions/{token}", expires_at=self.expires_at)
@@ -194,10 +201,12 @@ async def data_plane(
         notes = parts["notes"] = Notes(registry)
         outcomes = Outcomes(notes, registry)
         unread = parts["unread"] = UnreadAnswers()
-        forwarder = parts["forwarder"] = Forwarder(link, admission, outcomes, 30, window)
+        forwarder = parts["forwarder"] = Forwarder(link, admission, outcomes, unread, 30, window)
         idle = options.get("idle", 30)
         fused = fused_handlers(forwarder, admission, outcomes, server.calls, server.bodies, unread, idle)
         server.add_handlers(SERVICE, {}, (), fused=fused)
+        typed = InferenceService(forwarder, unread)
+        server.add_service(add_InferenceServiceServicer_to_server, typed, (), checks={"Predict": check_typed_size})
 
     def policy() -> PolicySnapshot:
         return compile_snapshot(1, grants, held, revoked)

@@ -7,11 +7,13 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from inferplane.server.fairness import FairGate, GateFullError
+from inferplane.server import fairness
+from inferplane.server.errors import InferplaneError
+from inferplane.server.fairness import FairGate
 
 
 def gate(capacity: int = 4, each: int = 2, waiting: int = 100, waiting_each: int = 50) -> FairGate:
-    return FairGate(capacity=capacity, each=each, waiting=waiting, waiting_each=waiting_each)
+    return FairGate("full", capacity=capacity, each=each, waiting=waiting, waiting_each=waiting_each)
 
 
 @asynccontextmanager
@@ -61,6 +63,46 @@ def test_work_above_the_capacity_gets_in_alone() -> None:
     assert not present.try_enter("a", 1000)
 
 
+def shrinking_gate() -> FairGate:
+    return FairGate("full", capacity=10, each=4, waiting=100, waiting_each=50, each_beside=2)
+
+
+def test_a_caller_gets_less_while_another_is_here() -> None:
+    present = shrinking_gate()
+    assert present.try_enter("a", 1)
+    present.try_enter("b", 1)
+    present.leave("b", 1)
+    assert [present.try_enter("a", 1) for _ in range(2)] == [True, False]
+    assert [present.try_enter("b", 1) for _ in range(3)] == [True, True, False]
+
+
+def test_a_caller_who_has_more_than_the_smaller_share_gets_no_more_before_it_has_less() -> None:
+    present = shrinking_gate()
+    assert [present.try_enter("a", 1) for _ in range(5)] == [True] * 4 + [False]
+    assert present.try_enter("b", 1)
+    for _ in range(2):
+        present.leave("a", 1)
+        assert not present.try_enter("a", 1)
+    present.leave("a", 1)
+    assert present.try_enter("a", 1)
+
+
+async def test_a_caller_has_the_larger_share_again_when_no_other_has_come_for_a_while(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    present = shrinking_gate()
+    assert present.try_enter("b", 1)
+    assert [present.try_enter("a", 1) for _ in range(2)] == [True, True]
+    async with waiting_in(present, *["a"] * 5) as (order, _):
+        present.leave("a", 1)
+        await asyncio.sleep(0)
+        assert len(order) == 1
+        monkeypatch.setattr(fairness, "BESIDE_FOR", 0.0)
+        present.leave("a", 1)
+        await asyncio.sleep(0)
+        assert len(order) == 4
+
+
 async def test_a_caller_with_one_piece_of_work_waits_for_one_piece_of_another_at_most() -> None:
     present = gate(capacity=1, each=1)
     assert present.try_enter("busy", 1)
@@ -86,7 +128,7 @@ async def test_too_much_waiting_is_refused_at_once() -> None:
     assert present.try_enter("x", 1)
     async with waiting_in(present, "a", "a", "b"):
         for caller in ("a", "b"):
-            with pytest.raises(GateFullError):
+            with pytest.raises(InferplaneError):
                 await present.enter(caller, 1)
 
 
@@ -112,7 +154,7 @@ async def test_whatever_comes_and_goes_in_the_end_nothing_is_left(seed: int) -> 
         nonlocal most
         try:
             await present.enter(caller, cost)
-        except GateFullError:
+        except InferplaneError:
             return
         most = max(most, present.inside)
         try:
@@ -135,14 +177,14 @@ async def test_whatever_comes_and_goes_in_the_end_nothing_is_left(seed: int) -> 
 
 def displacing_gate() -> FairGate:
     """One inside, three waiting."""
-    return FairGate(capacity=1, each=1, waiting=3, waiting_each=3, displace=True)
+    return FairGate("full", capacity=1, each=1, waiting=3, waiting_each=3, displace=True)
 
 
 async def test_a_newcomer_takes_the_newest_place_of_whoever_waits_with_most() -> None:
     present = displacing_gate()
     assert present.try_enter("inside", 1)
     async with waiting_in(present, "a", "b", "a", "c") as (_, (oldest, other, newest, newcomer)):
-        with pytest.raises(GateFullError):
+        with pytest.raises(InferplaneError):
             await newest
         assert not any(task.done() for task in (oldest, other, newcomer))
         assert present.waiting == 3
@@ -152,7 +194,7 @@ async def test_a_newcomer_takes_no_place_of_who_waits_with_no_more_than_it_would
     present = displacing_gate()
     assert present.try_enter("inside", 1)
     async with waiting_in(present, "a", "b", "c"):
-        with pytest.raises(GateFullError):
+        with pytest.raises(InferplaneError):
             await present.enter("d", 1)
 
 

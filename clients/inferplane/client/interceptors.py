@@ -7,7 +7,7 @@ import grpc
 from google.protobuf.descriptor import ServiceDescriptor
 
 from inferplane.auth.v1 import auth_service_pb2
-from inferplane.client.errors import translate
+from inferplane.client.errors import Unauthenticated, translate
 from inferplane.client.session import Session
 from inferplane.common.v1 import access_pb2
 
@@ -65,7 +65,13 @@ class UnaryInterceptor(grpc.aio.UnaryUnaryClientInterceptor):
         call = await continuation(_authenticated(client_call_details, token, timeout), request)
         if token is None or not await _expired(call):
             return call
-        token = await self._session.renew(token)
+        try:
+            token = await self._session.renew(token)
+        except Unauthenticated as error:
+            if error.reason != "TOKEN_EXPIRED":
+                raise
+            # There is nothing to renew it with: what was said first stands.
+            return call
         return await continuation(_authenticated(client_call_details, token, timeout), request)
 
 
@@ -75,7 +81,8 @@ async def _expired(call: grpc.aio.UnaryUnaryCall[_Request, _Response]) -> bool:
     try:
         await call
     except grpc.aio.AioRpcError as error:
-        return translate(error).reason == "TOKEN_EXPIRED"
+        # Of an ended session there may be a successor: another process of this user has signed in again.
+        return translate(error).reason in ("TOKEN_EXPIRED", "SESSION_ENDED")
     return False
 
 

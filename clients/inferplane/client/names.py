@@ -9,7 +9,7 @@ _MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _ALIAS = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,63}")
 _USER = re.compile(r"[a-z0-9][a-z0-9._@-]{0,63}")
 _SCOPE = re.compile(r"[A-Za-z0-9._*?-]{1,128}")
-_VERSION = re.compile(r"[1-9][0-9]{0,17}")
+_VERSION = re.compile(r"[1-9][0-9]{0,8}")
 
 ROLES = ("admin", "publisher", "approver", "deployer", "caller", "auditor", "viewer")
 

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from inferplane.client.errors import DeadlineExceeded, Unauthenticated, Unavailable
+from inferplane.client.errors import InferplaneClientError, Unauthenticated
 from inferplane.client.tokens import Tokens, TokenStore
 
 
@@ -32,8 +32,10 @@ class Session:
             return tokens.access_token
         try:
             return await self.renew(tokens.access_token)
-        except (Unavailable, DeadlineExceeded):
-            # Auth being away does not stop calls to the other services while the token still is good.
+        except Unauthenticated:
+            raise
+        except InferplaneClientError:
+            # Auth being away or busy does not stop calls to the other services while the token still is good.
             if tokens.expired():
                 raise
             return tokens.access_token

@@ -1,7 +1,7 @@
 """The only composition root: puts together what every service is built on, lets the service's own `compose` add
 the rest, and takes it apart again."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -9,29 +9,27 @@ from importlib import import_module
 import grpc
 from prometheus_client import CollectorRegistry
 
-from inferplane.auth.v1.auth_service_pb2 import GetJwksRequest
-from inferplane.auth.v1.auth_service_pb2_grpc import AuthServiceStub
 from inferplane.server.access.admission import Admission
 from inferplane.server.access.source import PolicySource, parts_of
 from inferplane.server.identity.verification import JwksCache, Verifier
 from inferplane.server.identity.workloads import WorkloadSigner, load_workload_keys
 from inferplane.server.keys import MasterKey
+from inferplane.server.rpc.channels import channel_to, jwks_of_auth
 from inferplane.server.rpc.interceptors import Guards
 from inferplane.server.rpc.interceptors.deadlines import DeadlinePolicy
 from inferplane.server.rpc.mutations import Mutations
 from inferplane.server.rpc.server import RpcServer
-from inferplane.server.rpc.tasks import Tasks
 from inferplane.server.settings import ServiceName, Settings
 from inferplane.server.storage.database import Database, database_url
 from inferplane.server.storage.pages import PageTokens
 from inferplane.server.storage.schema import check_version
 from inferplane.server.storage.unit_of_work import UnitOfWorkFactory
+from inferplane.server.tasks import Tasks
 
 __all__ = ["DATABASE", "HOUSEKEEPING_INTERVAL", "Core", "RunningService", "run_service"]
 
 DATABASE = "database"
 HOUSEKEEPING_INTERVAL = 3600.0
-JWKS_TIMEOUT = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +55,7 @@ class Core:
 
     def channel(self, service: ServiceName) -> grpc.aio.Channel:
         """A channel to another service, closed with this one."""
-        return _channel(self.settings, service, self.stack)
+        return channel_to(service, self.settings, self.stack)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +85,7 @@ async def run_service(service: ServiceName, settings: Settings, *addresses: str)
         core.tasks.start("policy", core.policy.run)
         core.tasks.start("slow_bodies", core.server.bodies.sweep)
         core.tasks.start("running_streams", core.server.calls.sweep)
-        core.tasks.every(HOUSEKEEPING_INTERVAL, "forget_old_answers", core.units_of_work.forget_old_answers)
+        core.tasks.every(HOUSEKEEPING_INTERVAL, "delete_old_answers", core.units_of_work.delete_old_answers)
         # Imported by name: each process loads its own service only, since all four would cost it 50 MB more.
         await import_module(f"inferplane.server.{service}.compose").compose(core)
         await core.policy.first_snapshot()
@@ -101,7 +99,7 @@ def _core(service: ServiceName, settings: Settings, policy: PolicySource, stack:
     database = Database(settings, service)
     units_of_work = UnitOfWorkFactory(database, master)
     registry = CollectorRegistry()
-    jwks = JwksCache(_jwks_of_auth(settings, stack))
+    jwks = JwksCache(jwks_of_auth(settings, stack))
     verifier = Verifier(jwks, load_workload_keys(settings.keys_dir), service)
     deadlines = DeadlinePolicy(settings.unary_deadline, settings.stream_idle_limit, settings.stream_minimum_rate)
     admission = Admission(verifier, policy.current)
@@ -126,25 +124,3 @@ def _core(service: ServiceName, settings: Settings, policy: PolicySource, stack:
         stack=stack,
         tasks=Tasks(registry),
     )
-
-
-def _channel(settings: Settings, service: ServiceName, stack: AsyncExitStack) -> grpc.aio.Channel:
-    address = settings.endpoints.get(service)
-    if address is None:
-        raise ValueError(f"no endpoint: set INFERPLANE_ENDPOINTS__{service.name} to its host:port")
-    # A proxy of the environment is for the outside: tokens must not pass through it.
-    channel = grpc.aio.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)])
-    stack.push_async_callback(channel.close)
-    return channel
-
-
-def _jwks_of_auth(settings: Settings, stack: AsyncExitStack) -> Callable[[], Awaitable[str]]:
-    # Lazily: Auth itself has no endpoint to reach its own keys at, and needs none.
-    stub: AuthServiceStub | None = None
-
-    async def fetch() -> str:
-        nonlocal stub
-        stub = stub or AuthServiceStub(_channel(settings, ServiceName.AUTH, stack))
-        return (await stub.GetJwks(GetJwksRequest(), timeout=JWKS_TIMEOUT)).jwks_json
-
-    return fetch

@@ -1,14 +1,16 @@
 """A gate that shares what is scarce between callers: places for calls, bytes in flight."""
 
 import asyncio
+import time
 from collections import deque
 from dataclasses import dataclass, field
 
-__all__ = ["FairGate", "GateFullError"]
+from inferplane.server.errors import InferplaneError
 
+__all__ = ["BESIDE_FOR", "FairGate"]
 
-class GateFullError(Exception):
-    """As much waits as may; come back later."""
+BESIDE_FOR = 1.0
+"""Seconds after its last work came for which a caller counts as being here."""
 
 
 @dataclass(slots=True, eq=False)
@@ -36,15 +38,31 @@ class FairGate:
     Callers who wait take turns, one piece of work a turn, so that nobody waits for more than one piece of each other
     caller. At most a cost of `waiting` waits, `waiting_each` of one caller. Costs are in whatever unit the gate is
     for; work that costs more than `each` gets in when its caller has nothing else inside, and above `capacity` when
-    nobody has. Of callers that have nothing here nothing is kept.
+    nobody has. Of callers that have nothing here nothing is kept but the names of the last two.
 
-    With `displace`, who comes when as much waits as may takes the place of the newest turn of whoever waits with most,
-    unless that has hardly more: else those who came first would keep all others out.
+    `each_beside` is what one caller may have inside while another is here; by default `each`, too.
+
+    `full` is what they are told for whom there is no room. With `displace`, who comes when as much waits as may takes
+    the place of the newest turn of whoever waits with most, unless that has hardly more: else those who came first
+    would keep all others out.
     """
 
-    def __init__(self, *, capacity: int, each: int, waiting: int, waiting_each: int, displace: bool = False) -> None:
+    def __init__(
+        self,
+        full: str,
+        *,
+        capacity: int,
+        each: int,
+        waiting: int,
+        waiting_each: int,
+        each_beside: int | None = None,
+        displace: bool = False,
+    ) -> None:
+        self._full = full
         self._capacity = capacity
         self._each = each
+        self._each_beside = each_beside
+        self._last = self._last_other = ("", float("-inf"))
         self._most_waiting = waiting
         self._most_waiting_each = waiting_each
         self._displace = displace
@@ -57,12 +75,14 @@ class FairGate:
 
     def try_enter(self, caller: str, cost: int) -> bool:
         """Enter if that needs no waiting; then `leave` must follow."""
+        if self._each_beside is not None:
+            self._came(caller)
         if self._line or not self._has_room(cost):
             return False
         share = self._shares.get(caller)
         if share is None:
             share = self._shares[caller] = _Share()
-        elif share.queue or not self._fits(share, cost):
+        elif share.queue or not self._fits(caller, share, cost):
             return False
         share.inside += cost
         self.inside += cost
@@ -71,14 +91,14 @@ class FairGate:
     async def enter(self, caller: str, cost: int) -> None:
         """Enter, after waiting if need be; then `leave` must follow.
 
-        Raises GateFullError: at once, or when another takes the place to wait.
+        Raises OVERLOADED where as much waits as may: at once, or when another takes the place to wait.
         """
         if self.try_enter(caller, cost):
             return
         share = self._shares.setdefault(caller, _Share())
         if share.waiting + cost > self._most_waiting_each or not self._may_wait(share, cost):
             self._drop_if_idle(caller, share)
-            raise GateFullError
+            raise InferplaneError.overloaded(self._full)
         turn = _Turn(cost, asyncio.get_running_loop().create_future())
         share.queue.append(turn)
         share.waiting += cost
@@ -93,9 +113,19 @@ class FairGate:
 
     def leave(self, caller: str, cost: int) -> None:
         """Make room for others. `cost` is what was given on entering."""
+        self.make_room(cost)
+        self.settle(caller, cost)
+
+    def make_room(self, cost: int) -> None:
+        """The first half of `leave`: others may come in, while it still counts against its caller until `settle`."""
+        self.inside -= cost
+        if self._line:
+            self._admit()
+
+    def settle(self, caller: str, cost: int) -> None:
+        """The second half of `leave`: it counts against its caller no more."""
         share = self._shares[caller]
         share.inside -= cost
-        self.inside -= cost
         self._enlist(caller, share)
         self._drop_if_idle(caller, share)
         if self._line:
@@ -116,14 +146,25 @@ class FairGate:
         self._count_out(most, newest)
         # One that was cancelled has not been told yet.
         if not newest.admitted.cancelled():
-            newest.admitted.set_exception(GateFullError())
+            newest.admitted.set_exception(InferplaneError.overloaded(self._full))
         return True
 
     def _has_room(self, cost: int) -> bool:
         return self.inside + cost <= self._capacity or not self.inside
 
-    def _fits(self, share: _Share, cost: int) -> bool:
-        return share.inside + cost <= self._each or not share.inside
+    def _fits(self, caller: str, share: _Share, cost: int) -> bool:
+        return not share.inside or share.inside + cost <= self._share_of(caller)
+
+    def _share_of(self, caller: str) -> int:
+        if self._each_beside is None:
+            return self._each
+        _, came = self._last_other if self._last[0] == caller else self._last
+        return self._each_beside if time.monotonic() - came < BESIDE_FOR else self._each
+
+    def _came(self, caller: str) -> None:
+        if caller != self._last[0]:
+            self._last_other = self._last
+        self._last = (caller, time.monotonic())
 
     def _give_up(self, caller: str, share: _Share, turn: _Turn) -> None:
         if not turn.admitted.cancelled():
@@ -140,7 +181,7 @@ class FairGate:
 
     def _enlist(self, caller: str, share: _Share) -> None:
         """Stand in line if the next piece of work fits the caller's own share."""
-        if not share.listed and share.queue and self._fits(share, share.queue[0].cost):
+        if not share.listed and share.queue and self._fits(caller, share, share.queue[0].cost):
             share.listed = True
             self._line.append(caller)
 
@@ -149,7 +190,7 @@ class FairGate:
         while self._line:
             caller = self._line[0]
             share = self._shares.get(caller)
-            if share is None or not share.queue or not self._fits(share, share.queue[0].cost):
+            if share is None or not share.queue or not self._fits(caller, share, share.queue[0].cost):
                 self._line.popleft()
                 if share is not None:
                     share.listed = False

@@ -20,8 +20,10 @@ def uuid7() -> UUID:
 def uuid7_text() -> str:
     """The text of a new `uuid7`, for where one is needed for each call."""
     time_digits, random = f"{time.time_ns() // 1_000_000:012x}", os.urandom(10).hex()
-    variant = "89ab"[int(random[3], 16) & 3]
-    return f"{time_digits[:8]}-{time_digits[8:]}-7{random[:3]}-{variant}{random[4:7]}-{random[7:19]}"
+    return f"{time_digits[:8]}-{time_digits[8:]}-7{random[:3]}-{_VARIANT[random[3]]}{random[4:7]}-{random[7:19]}"
+
+
+_VARIANT = {digit: "89ab"[value & 3] for value, digit in enumerate("0123456789abcdef")}
 
 
 def now() -> datetime:

@@ -5,16 +5,19 @@ from typing import Annotated, NamedTuple
 
 from pydantic import AfterValidator, BeforeValidator
 
+from inferplane.server.limits import MAX_CLIENT_REQUEST_ID
+
 __all__ = [
     "ALIAS", "DEPLOYMENT", "GRANT", "MODEL", "SESSION", "UPLOAD", "USER", "VERSION",
-    "AliasName", "AliasRef", "DeploymentId", "DeploymentRef", "Digest", "GrantRef", "ModelId", "ModelRef",
-    "ResourcePattern", "Scope", "SubjectName", "UploadName", "UploadRef", "UserId", "VersionName", "VersionOrAliasRef",
-    "VersionRef", "subject_of",
+    "AliasName", "AliasRef", "ClientRequestId", "DeploymentId", "DeploymentRef", "Digest", "GrantRef", "ModelId",
+    "ModelRef", "ResourcePattern", "Scope", "SubjectName", "UploadName", "UploadRef", "UserId", "VersionName",
+    "VersionOrAliasRef", "VersionRef", "client_request_id", "deployment_id", "digest", "governed_name", "version_name",
 ]  # fmt: skip
 
 MODEL_ID = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 USER_ID = r"[a-z0-9][a-z0-9._@-]{0,63}"
 UUID_TEXT = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
+SCOPE = r"[A-Za-z0-9._*?-]{1,128}"
 DIGEST_TEXT = r"sha256:[0-9a-f]{64}"
 SEGMENTS = {
     "model": MODEL_ID,
@@ -99,7 +102,13 @@ def _matching(pattern: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-def _version(name: str) -> VersionName:
+def deployment_id(name: str) -> str:
+    """The id in `deployments/{deployment}`; ValueError if the name has another shape."""
+    return DEPLOYMENT.parse(name)[0]
+
+
+def version_name(name: str) -> VersionName:
+    """What `models/{model}/versions/{version}` names; ValueError if the name has another shape."""
     model, version = VERSION.parse(name)
     return VersionName(model, int(version))
 
@@ -114,7 +123,15 @@ def _version_or_alias(name: str) -> VersionName | AliasName:
     raise ValueError(f"must have the form {VERSION.template} or {ALIAS.template}")
 
 
-def _digest(text: str) -> str:
+def client_request_id(text: str) -> str:
+    """`text` where a client may call its request so; ValueError if it is too long to be recorded, in bytes."""
+    if len(text.encode()) > MAX_CLIENT_REQUEST_ID or "\0" in text:
+        raise ValueError(f"must be at most {MAX_CLIENT_REQUEST_ID} bytes, without NUL")
+    return text
+
+
+def digest(text: str) -> str:
+    """`text` where it is a digest of ours; ValueError if it is not."""
     if re.fullmatch(DIGEST_TEXT, text) is None:
         raise ValueError("must be sha256: and 64 lowercase hexadecimal digits")
     return text
@@ -128,19 +145,20 @@ def _subject(name: str) -> str:
 ModelId = Annotated[str, _matching(MODEL_ID)]
 DeploymentId = Annotated[str, _matching(MODEL_ID)]
 UserId = Annotated[str, _matching(USER_ID)]
-Scope = Annotated[str, _matching(r"[A-Za-z0-9._*?-]{1,128}")]
+Scope = Annotated[str, _matching(SCOPE)]
 SubjectName = Annotated[str, AfterValidator(_subject)]
 ModelRef = Annotated[str, AfterValidator(lambda name: MODEL.parse(name)[0])]
-DeploymentRef = Annotated[str, AfterValidator(lambda name: DEPLOYMENT.parse(name)[0])]
+DeploymentRef = Annotated[str, AfterValidator(deployment_id)]
 GrantRef = Annotated[str, AfterValidator(lambda name: GRANT.parse(name)[0])]
-VersionRef = Annotated[VersionName, BeforeValidator(_version)]
+VersionRef = Annotated[VersionName, BeforeValidator(version_name)]
 AliasRef = Annotated[AliasName, BeforeValidator(lambda name: AliasName(*ALIAS.parse(name)))]
 VersionOrAliasRef = Annotated[VersionName | AliasName, BeforeValidator(_version_or_alias)]
 UploadRef = Annotated[UploadName, BeforeValidator(lambda name: UploadName(*UPLOAD.parse(name)))]
-Digest = Annotated[str, AfterValidator(_digest)]
+ClientRequestId = Annotated[str, AfterValidator(client_request_id)]
+Digest = Annotated[str, AfterValidator(digest)]
 
 
-def subject_of(value: str) -> str:
+def governed_name(value: str) -> str:
     """The model or deployment that a name speaks of: `digits` for `models/digits/versions/3` and for `digits`.
 
     Raises ValueError where that is not a name that a grant could cover.

@@ -1,11 +1,12 @@
 """All settings. `settings_sources` reads them, once, from the environment and an optional TOML file."""
 
 import json
+import re
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
 
 __all__ = ["BASE_PORT", "METRICS_BASE_PORT", "TRITON_PORT", "ServiceName", "Settings", "address"]
 
@@ -33,6 +34,14 @@ class ServiceName(StrEnum):
     REPORTING = "reporting"
 
 
+def _for_asyncpg(url: SecretStr) -> SecretStr:
+    """URLs as everybody writes them name no driver, and SQLAlchemy would take one that is not here."""
+    return SecretStr(re.sub(r"^postgres(ql)?://", "postgresql+asyncpg://", url.get_secret_value()))
+
+
+DatabaseUrl = Annotated[SecretStr, AfterValidator(_for_asyncpg)]
+
+
 class Settings(BaseModel):
     """Effective settings. Times are in seconds, sizes in bytes; port 0 means any free port."""
 
@@ -49,10 +58,10 @@ class Settings(BaseModel):
     )
     workers: int = Field(1, ge=1, le=64, description="Worker processes per service.")
 
-    database_url: SecretStr | None = Field(
-        None, description="postgresql+asyncpg://… of the owner; unset: the embedded PostgreSQL."
+    database_url: DatabaseUrl | None = Field(
+        None, description="postgresql://… of the owner; unset: the embedded PostgreSQL."
     )
-    service_database_urls: dict[ServiceName, SecretStr] = Field(
+    service_database_urls: dict[ServiceName, DatabaseUrl] = Field(
         default_factory=dict,
         description="URLs of services that log in as their own role, instead of SET ROLE.",
     )

@@ -1,6 +1,6 @@
 """What a model takes and gives: the signature that Artifact extracts and Inference serves."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from inferplane.common.v1 import tensor_pb2
@@ -12,6 +12,8 @@ __all__ = [
     "NUMPY_TYPES",
     "Signature",
     "TensorSpec",
+    "byte_elements",
+    "raw_fits",
     "signature_from_bytes",
     "signature_message",
 ]
@@ -44,6 +46,26 @@ DATATYPES = frozenset({*ITEM_SIZES, "BYTES"})
 
 MAX_SIGNATURE_BYTES = 64 << 10
 """Bytes of a signature as the tables keep it. Versions that were made before there was this limit may have more."""
+
+LENGTH_BYTES = 4
+"""Each element of BYTES is preceded by its length, little-endian."""
+
+
+def raw_fits(datatype: str, elements: int, size: int) -> bool:
+    """Whether raw contents of `size` bytes can hold so many elements."""
+    item = ITEM_SIZES.get(datatype)
+    return size >= LENGTH_BYTES * elements if item is None else size == item * elements
+
+
+def byte_elements(raw: bytes | memoryview) -> Iterator[memoryview]:
+    """The elements of BYTES in raw contents, not copied; ValueError where one is cut off."""
+    view, position = memoryview(raw), 0
+    while position < len(view):
+        start = position + LENGTH_BYTES
+        position = start + int.from_bytes(view[position:start], "little")
+        if start > len(view) or position > len(view):
+            raise ValueError("an element of BYTES is cut off")
+        yield view[start:position]
 
 
 @dataclass(frozen=True, slots=True)

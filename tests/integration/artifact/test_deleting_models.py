@@ -13,7 +13,8 @@ from inferplane.artifact.v1 import model_registry_service_pb2 as pb
 from inferplane.client import Inferplane, errors
 from inferplane.client.transfer import Upload
 from inferplane.server.settings import ServiceName, Settings
-from tests.support.artifact import CHUNK, Artifacts, bytes_of, data_messages, new_upload, rows
+from tests.support.artifact import CHUNK, Artifacts, bytes_of, data_messages, new_upload
+from tests.support.database import rows
 from tests.support.mesh import ADMIN, Mesh, reason, running_mesh
 
 NOT_EMPTY = (grpc.StatusCode.FAILED_PRECONDITION, "MODEL_NOT_EMPTY")

@@ -11,8 +11,8 @@ from sqlalchemy import URL
 from inferplane.artifact.v1 import model_registry_service_pb2 as pb
 from inferplane.server.artifact import onnx_inspection, registry, repository
 from inferplane.server.settings import ServiceName, Settings
-from tests.support.artifact import MODEL_BYTES, Artifacts, data_messages, digest, messages, new_upload, rows
-from tests.support.database import audit_events
+from tests.support.artifact import MODEL_BYTES, Artifacts, data_messages, digest, messages, new_upload
+from tests.support.database import audit_events, rows
 from tests.support.mesh import ADMIN, Mesh, detail, failure, reason, running_mesh
 from tests.support.onnx_models import identity
 

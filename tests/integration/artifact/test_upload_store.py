@@ -34,7 +34,8 @@ from inferplane.server.storage.audit import Actor
 from inferplane.server.storage.database import Database
 from inferplane.server.storage.unit_of_work import UnitOfWorkFactory
 from inferplane.server.tensors import Signature
-from tests.support.artifact import bytes_of, digest, rows
+from tests.support.artifact import bytes_of, digest
+from tests.support.database import rows
 
 T = TypeVar("T")
 

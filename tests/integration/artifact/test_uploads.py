@@ -21,9 +21,9 @@ from tests.support.artifact import (
     finish,
     messages,
     new_upload,
-    rows,
     until_committed,
 )
+from tests.support.database import rows
 from tests.support.mesh import ADMIN, Mesh, detail, error_info, failure, reason, running_mesh
 
 MISMATCH = (grpc.StatusCode.OUT_OF_RANGE, "WRITE_OFFSET_MISMATCH")

@@ -16,7 +16,7 @@ from inferplane.server.auth import passwords, turns
 from inferplane.server.auth.devices import Devices
 from inferplane.server.auth.guesses import MAX_GUESSES
 from inferplane.server.auth.login import AUTH
-from inferplane.server.auth.turns import address_of
+from inferplane.server.rpc.peers import address_of
 from inferplane.server.settings import ServiceName, Settings
 from tests.conftest import execute
 from tests.support.database import audit_events, rows

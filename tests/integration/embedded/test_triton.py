@@ -1,43 +1,36 @@
 import asyncio
-import contextlib
 import importlib.util
 import json
 import os
 import platform
-import select
 import signal
 import stat
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import grpc.aio
 import psutil
 import pytest
-import pytest_asyncio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonclient.grpc import service_pb2
 
-from inferplane.server.embedded import triton, triton_watch
+from inferplane.server.embedded import triton
 from inferplane.server.embedded.private_folders import TEMPORARY, is_mounted_below
 from inferplane.server.embedded.triton import EmbeddedTriton, EmbeddedTritonError
-from inferplane.server.embedded.triton_calls import TritonCalls
-from inferplane.server.embedded.triton_watch import TritonWatch
 from inferplane.server.embedded.triton_wheel import find_wheel
-from inferplane.server.inference.formats import onnx
-from inferplane.server.tensors import Signature, TensorSpec
-from tests.support.onnx_models import counting, identity
-from tests.support.processes import computes
-from tests.support.triton import load_model
+from tests.support.embedded_triton import (
+    SHARED_MEMORY,
+    assert_gone,
+    load_a_model,
+    model_folder,
+    remains,
+    stubs,
+)
 
-SIGNATURE = Signature((TensorSpec("x", "FP32", (-1,)),), (TensorSpec("y", "FP32", (-1,)),))
 METHODS = [method.name for method in service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods]
-
-SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where POSIX shared memory lives on Linux
 
 # What `inferplane up` does, as far as Triton is concerned.
 OWNER = """
@@ -70,11 +63,6 @@ asyncio.run(main())
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
 
 
-async def load_a_model(endpoint: str, header: tuple[str, str]) -> None:
-    async with grpc.aio.insecure_channel(endpoint) as channel:
-        await load_model(channel, "m", 1, SIGNATURE, identity().SerializeToString(), header=header)
-
-
 async def call(channel: grpc.aio.Channel, method: str, metadata: tuple[tuple[str, str], ...]) -> None:
     """Send an empty request, which is a message of every type."""
     path = f"/inference.GRPCInferenceService/{method}"
@@ -84,61 +72,6 @@ async def call(channel: grpc.aio.Channel, method: str, metadata: tuple[tuple[str
     else:
         unary: Any = channel.unary_unary(path)
         await unary(b"", metadata=metadata)
-
-
-def stubs(pid: int) -> list[psutil.Process]:
-    return [child for child in psutil.Process(pid).children(recursive=True) if "stub" in child.name()]
-
-
-def model_folder(stub: psutil.Process, data_dir: Path) -> Path:
-    """Where Triton keeps the model that the stub serves: the stub's first argument is `/tmp/FOLDER/1/model.py`."""
-    name = Path(stub.cmdline()[1]).parent.parent.name
-    (found,) = (root / name for root in (data_dir / "run" / "tmp", TEMPORARY) if (root / name).exists())
-    return found
-
-
-async def assert_gone(processes: list[psutil.Process], seconds: float = 10) -> None:
-    """All of them ended, whether or not their parent has asked how."""
-    for process in processes:
-        with contextlib.suppress(ProcessLookupError):
-            descriptor = os.pidfd_open(process.pid)
-            ended, _, _ = await asyncio.to_thread(select.select, [descriptor], [], [], seconds)
-            os.close(descriptor)
-            assert ended, f"{process} goes on"
-
-
-def remains(data_dir: Path) -> list[Path]:
-    prefix = EmbeddedTriton(data_dir)._shm_prefix
-    return list(SHARED_MEMORY.glob(f"{prefix}*"))
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[EmbeddedTriton]:
-    """A running Triton for tests that leave it as it is."""
-    server = EmbeddedTriton(tmp_path_factory.mktemp("shared"))
-    await server.start()
-    yield server
-    await server.stop()
-
-
-@pytest.fixture(params=["own folders", "shared folders"])
-def folders(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Whether the system allows a mount namespace."""
-    if request.param == "shared folders":
-
-        async def forbidden(*_: object) -> tuple[str, ...]:
-            return ()
-
-        monkeypatch.setattr(triton, "private_folders", forbidden)
-    return str(request.param)
-
-
-@pytest.fixture
-async def server(tmp_path: Path) -> AsyncIterator[EmbeddedTriton]:
-    """A Triton that is not started, in a folder that does not exist and has an awkward name."""
-    server = EmbeddedTriton(tmp_path / "it's a $(dir)" / "triton")
-    yield server
-    await server.stop()
 
 
 @pytest.mark.asyncio(loop_scope="module")
@@ -283,96 +216,6 @@ def test_cleaning_never_deletes_through_a_mount(tmp_path: Path, kind: str) -> No
     finally:
         subprocess.run(["/bin/umount", target], check=True)
     assert (treasure / "gold").exists()
-
-
-async def test_a_hung_triton_is_killed(server: EmbeddedTriton, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton_watch, "ANSWER_SECONDS", 1.0)
-    await server.start()
-    await load_a_model(server.endpoint, server.header)
-    processes = [psutil.Process(server.pid), *stubs(server.pid)]
-    processes[0].suspend()
-    async with asyncio.timeout(60):
-        assert await server.wait() == -signal.SIGKILL
-    await assert_gone(processes)
-
-
-async def test_a_model_whose_process_died_is_unloaded(server: EmbeddedTriton) -> None:
-    """Triton would go on to call it READY, and fail each call."""
-    await server.start()
-    await load_a_model(server.endpoint, server.header)
-    (stub,) = stubs(server.pid)
-    stub.kill()
-    async with TritonCalls(server.endpoint, server.header) as calls:
-        async with asyncio.timeout(60):
-            while await calls.model_ready("m", "1", 5):  # noqa: ASYNC110 - Triton tells nobody
-                await asyncio.sleep(0.1)
-        await load_a_model(server.endpoint, server.header)
-        assert await calls.model_ready("m", "1", 5)
-
-
-async def test_a_model_that_lives_is_left_alone(server: EmbeddedTriton, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton_watch, "INTERVAL", 0.01)
-    looks = asyncio.Semaphore(0)
-    look = TritonWatch._look
-
-    async def counted(watch: TritonWatch) -> None:
-        await look(watch)
-        looks.release()
-
-    monkeypatch.setattr(TritonWatch, "_look", counted)
-    server._linger = 0.0
-    await server.start()
-    await load_a_model(server.endpoint, server.header)
-    before = stubs(server.pid)
-    async with asyncio.timeout(60):
-        for _ in range(50):
-            await looks.acquire()
-    assert stubs(server.pid) == before
-
-
-@pytest.mark.parametrize("successor", [None, 1, 2], ids=["undeployed", "same version", "next version"])
-async def test_a_process_that_outlives_its_model_is_killed(
-    server: EmbeddedTriton, monkeypatch: pytest.MonkeyPatch, successor: int | None
-) -> None:
-    """In place of a node that computes for ever: a shim that does not look whether its caller is there."""
-    server._linger = 1.0
-    await server.start()
-    async with (
-        grpc.aio.insecure_channel(server.endpoint) as channel,
-        TritonCalls(server.endpoint, server.header) as calls,
-    ):
-        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-        with monkeypatch.context() as patch:
-            patch.setattr(onnx, "_support_files", partial(files_of_a_deaf_shim, onnx._support_files))
-            endless = counting(1 << 60).SerializeToString()
-            await load_model(channel, "m", 1, SIGNATURE, endless, header=server.header)
-        (old,) = stubs(server.pid)
-        request = service_pb2.ModelInferRequest(model_name="m", raw_input_contents=[b"\0" * 4])
-        request.inputs.add(name="x", datatype="FP32", shape=[1])
-        call = stub.ModelInfer(request, metadata=(server.header,))
-        async with asyncio.timeout(60):
-            while not await asyncio.to_thread(computes, old):
-                pass
-        if successor is None:
-            unload = service_pb2.RepositoryModelUnloadRequest(model_name="m")
-            await stub.RepositoryModelUnload(unload, metadata=(server.header,))
-        else:
-            other = identity().SerializeToString()
-            await load_model(channel, "m", successor, SIGNATURE, other, header=server.header, digest="other bytes")
-        await assert_gone([old], seconds=60)
-        assert await calls.model_ready("m", str(successor or 1), 5) == (successor is not None)
-        assert len(stubs(server.pid)) == (successor is not None)
-        call.cancel()
-
-
-def files_of_a_deaf_shim(
-    support_files: Callable[..., dict[str, bytes]], version: int, *, native: bool
-) -> dict[str, bytes]:
-    files = support_files(version, native=native)
-    shim = f"file:{version}/model.py"
-    if shim in files:
-        files[shim] = files[shim].replace(b"_LOOK_AFTER_CALLERS = 0.5", b"_LOOK_AFTER_CALLERS = 1e6")
-    return files
 
 
 async def test_stubs_end_with_a_killed_triton_and_it_starts_again(server: EmbeddedTriton) -> None:

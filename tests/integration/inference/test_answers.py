@@ -8,10 +8,11 @@ import grpc
 import pytest
 from tritonclient.grpc import service_pb2
 
+from inferplane.inference.v1.inference_service_pb2 import TENSOR_ENCODING_TYPED, PredictRequest
 from inferplane.server.access.snapshot import Route
 from inferplane.server.tensors import Signature, TensorSpec
 from tests.support.mesh import error_info, failure, reason
-from tests.support.stand import data_plane, echo, infer_request, target
+from tests.support.stand import PREDICT, data_plane, echo, infer_request, target
 
 Change = Callable[[service_pb2.ModelInferResponse], Any]
 
@@ -118,3 +119,53 @@ async def test_classes_that_triton_ranked_itself_are_no_predicted_classes() -> N
         asked.outputs.add(name="y").parameters["classification"].int64_param = 1
         await plane.infer(asked)
         assert [note.labels for note in plane.notes.batch()] == [None]
+
+
+TEXTS = Signature((TensorSpec("x", "FP32", (-1,)),), (TensorSpec("y", "BYTES", (-1,)),))
+
+
+def texts(raw: bytes) -> Callable[[Any], service_pb2.ModelInferResponse]:
+    """Answers three texts, which `raw` is said to hold."""
+
+    def answer(request: service_pb2.ModelInferRequest) -> service_pb2.ModelInferResponse:
+        made = service_pb2.ModelInferResponse(model_name=request.model_name, model_version="1")
+        made.outputs.add(name="y", datatype="BYTES", shape=[3])
+        made.raw_output_contents.append(raw)
+        return made
+
+    return answer
+
+
+def typed_request() -> PredictRequest:
+    request = PredictRequest(deployment="deployments/m", output_encoding=TENSOR_ENCODING_TYPED)
+    request.inputs.add(name="x", datatype="FP32", shape=[1], raw=bytes(4))
+    return request
+
+
+async def test_too_few_bytes_for_the_texts_of_an_answer_are_the_models_failure() -> None:
+    async with data_plane([Route("m", target(signature=TEXTS), ready=True)]) as plane:
+        plane.triton.answer = texts(b"\5\0\0\0ab")
+        assert await reason(plane.infer()) == (grpc.StatusCode.INTERNAL, "INFERENCE_FAILED")
+
+
+@pytest.mark.parametrize("raw", [b"\5\0\0\0abcdefghijkl", bytes(16), bytes(4) + b"\x09\0\0\0" + bytes(8)])
+async def test_texts_that_are_cut_off_or_too_many_are_the_models_failure(raw: bytes) -> None:
+    async with data_plane([Route("m", target(signature=TEXTS), ready=True)]) as plane:
+        plane.triton.answer = texts(raw)
+        call = plane.call(typed_request().SerializeToString(), PREDICT)
+        assert await reason(call) == (grpc.StatusCode.INTERNAL, "INFERENCE_FAILED")
+
+
+async def test_the_texts_of_a_large_answer_that_are_cut_off_are_the_models_failure() -> None:
+    async with data_plane([Route("m", target(signature=TEXTS, label_output="y"), ready=True)]) as plane:
+        plane.triton.answer = texts(b"\xff\xff\xff\x7f" + bytes(8 << 10))
+        assert await reason(plane.infer()) == (grpc.StatusCode.INTERNAL, "INFERENCE_FAILED")
+
+
+@pytest.mark.parametrize("given", ["\u00e9" * 100, "a\0b"])
+async def test_an_id_that_could_not_be_recorded_is_refused(given: str) -> None:
+    request = typed_request()
+    request.client_request_id = given
+    async with data_plane() as plane:
+        error = await failure(plane.call(request.SerializeToString(), PREDICT))
+        assert error_info(error).reason == "INVALID_FIELD"

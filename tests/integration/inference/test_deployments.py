@@ -20,7 +20,7 @@ from inferplane.server.storage.pages import Page
 from inferplane.server.storage.unit_of_work import UnitOfWorkFactory
 from inferplane.server.tensors import Signature
 from tests.conftest import execute
-from tests.support.artifact import rows
+from tests.support.database import rows
 from tests.support.mesh import running_mesh, until
 
 NAMES = ["B", "Z", "a-1", "a.1", "a1", "b"]

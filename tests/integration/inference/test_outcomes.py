@@ -13,7 +13,7 @@ from tritonclient.grpc import service_pb2
 from inferplane.server.access.principal import Principal
 from inferplane.server.access.snapshot import GrantRow, Route
 from inferplane.server.errors import InferplaneError, invalid_field
-from inferplane.server.inference.dataplane import forwarder, outcome
+from inferplane.server.inference.dataplane import outcome, routing
 from tests.support.mesh import failure, reason, until
 from tests.support.stand import INFER, DataPlane, data_plane, infer_request, target
 
@@ -148,7 +148,7 @@ async def test_an_error_that_nobody_foresaw_is_logged_under_the_calls_id(monkeyp
         raise ZeroDivisionError
 
     async with data_plane() as plane:
-        monkeypatch.setattr(forwarder, "read_answer", broken)
+        monkeypatch.setattr(routing, "read_answer", broken)
         with capture_logs() as logs:
             error = await failure(plane.infer())
         assert (error.code(), error.details()) == (grpc.StatusCode.INTERNAL, "internal error")

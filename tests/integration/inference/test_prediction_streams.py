@@ -9,7 +9,7 @@ import grpc
 import pytest
 from tritonclient.grpc import service_pb2
 
-from inferplane.server.inference.dataplane import forwarder, streams
+from inferplane.server.inference.dataplane import routing, streams
 from tests.support.mesh import error_info, failure, reason, until
 from tests.support.stand import DataPlane, data_plane, echo, infer_request
 
@@ -191,7 +191,7 @@ async def test_a_request_that_nobody_foresaw_is_answered_by_an_error_and_the_nex
     async with data_plane() as plane:
         call = await open_stream(plane)
         with monkeypatch.context() as patch:
-            patch.setattr(forwarder, "read_envelope", broken)
+            patch.setattr(routing, "read_envelope", broken)
             await call.write(infer_request(id="odd").SerializeToString())
             assert parsed(await call.read()).error_message == "internal error"
         await call.write(infer_request(id="2").SerializeToString())

@@ -1,13 +1,17 @@
 """One caller's predictions do not take what others need."""
 
 import asyncio
+from functools import partial
 from typing import Any
 
 import grpc
+import pytest
 
+from inferplane.server.access.snapshot import Route
+from inferplane.server.inference.dataplane import given_up
 from inferplane.server.inference.dataplane.forwarder import CALL_COST, Window
 from tests.support.mesh import error_info, failure, until
-from tests.support.stand import data_plane, echo
+from tests.support.stand import data_plane, echo, infer_request, target
 
 SMALL = Window(capacity=8 * CALL_COST, each=4 * (CALL_COST + 100), waiting=40 * CALL_COST, waiting_each=20 * CALL_COST)
 
@@ -17,10 +21,11 @@ class Held:
 
     def __init__(self) -> None:
         self.go = asyncio.Event()
+        self.version = "1"
 
     async def answer(self, request: Any) -> Any:
         await self.go.wait()
-        return echo(request)
+        return echo(request, self.version)
 
 
 async def test_a_caller_has_no_more_under_way_than_its_share_and_another_is_served_at_once() -> None:
@@ -66,7 +71,7 @@ async def test_calls_whose_clients_left_do_not_make_the_next_one_wait() -> None:
             call.cancel()
         await until(lambda: not plane.server.calls._calls)
         plane.triton.answer = echo
-        await plane.infer()
+        await plane.infer(timeout=2 * given_up.KEPT)
         assert len(plane.triton.requests) == 5
 
 
@@ -80,3 +85,116 @@ async def test_a_call_that_waits_longer_than_its_client_would_is_a_missed_deadli
         assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         held.go.set()
         await asyncio.gather(*calls)
+
+
+async def test_calls_that_are_given_up_keep_their_place_until_triton_has_ended_another() -> None:
+    held = Held()
+    async with data_plane(window=SMALL) as plane:
+        plane.triton.answer = held.answer
+        slow = asyncio.ensure_future(plane.infer(timeout=20))
+        await until(lambda: len(plane.triton.requests) == 1)
+        for _ in range(2):
+            await failure(plane.infer(timeout=0.2))
+        await until(lambda: len(plane.server.calls._calls) == 1)
+        assert counted(plane, "alice") == 3 * (CALL_COST + len(infer_request().SerializeToString()))
+        held.go.set()
+        await slow
+        await until(lambda: counted(plane, "alice") == 0)
+
+
+async def test_what_triton_refuses_frees_no_place_of_calls_that_were_given_up() -> None:
+    held = Held()
+    async with data_plane(window=SMALL) as plane:
+        plane.triton.answer = held.answer
+        await failure(plane.infer(timeout=0.2))
+        plane.triton.answer = lambda _request: grpc.StatusCode.INVALID_ARGUMENT
+        await failure(plane.infer())
+        assert counted(plane, "alice") == CALL_COST + len(infer_request().SerializeToString())
+        plane.triton.answer = echo
+        await plane.infer()
+        assert counted(plane, "alice") == 0
+        held.go.set()
+
+
+async def test_calls_that_one_gave_up_take_no_room_from_others() -> None:
+    held = Held()
+    async with data_plane(window=SMALL._replace(capacity=4 * CALL_COST + 400)) as plane:
+        plane.triton.answer = held.answer
+        for _ in range(4):
+            await failure(plane.infer(timeout=0.2))
+        await until(lambda: plane.forwarder._gate.inside == 0)
+        assert counted(plane, "alice") == 4 * (CALL_COST + len(infer_request().SerializeToString()))
+        plane.triton.answer = echo
+        await plane.infer(user="bob", timeout=1)
+        held.go.set()
+
+
+def counted(plane: Any, user: str) -> int:
+    """The cost that counts against a caller."""
+    share = plane.forwarder._gate._shares.get(f"users/{user}")
+    return 0 if share is None else int(share.inside)
+
+
+async def test_the_place_of_a_call_that_was_given_up_is_free_before_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(given_up, "KEPT", 0.3)
+    held = Held()
+    async with data_plane(window=SMALL) as plane:
+        plane.triton.answer = held.answer
+        await failure(plane.infer(timeout=0.2))
+        assert counted(plane, "alice") > 0
+        await until(lambda: counted(plane, "alice") == 0)
+        held.go.set()
+
+
+async def test_a_call_that_waited_is_judged_by_the_version_that_is_served_then() -> None:
+    held = Held()
+    async with data_plane(window=SMALL) as plane:
+        plane.triton.answer = held.answer
+        calls = [asyncio.ensure_future(plane.infer()) for _ in range(5)]
+        await until(lambda: len(plane.triton.requests) == 4)
+        plane.routes[:] = [Route("m", target(2), ready=True, others=(target(1),))]
+        plane.triton.answer = partial(echo, version="2")
+        held.go.set()
+        answers = await asyncio.gather(*calls)
+        assert sorted(answer.model_version for answer in answers) == ["1", "1", "1", "1", "2"]
+
+
+async def test_an_answer_of_a_version_that_has_come_since_is_taken() -> None:
+    held = Held()
+    async with data_plane() as plane:
+        plane.triton.answer = held.answer
+        call = asyncio.ensure_future(plane.infer())
+        await until(lambda: len(plane.triton.requests) == 1)
+        plane.routes[:] = [Route("m", target(2), ready=True, others=(target(1),))]
+        held.version = "2"
+        held.go.set()
+        assert (await call).model_version == "2"
+        assert plane.notes.batch()[0].target.version == 2
+
+
+async def test_a_call_that_waited_while_its_grant_went_is_refused() -> None:
+    held = Held()
+    async with data_plane(window=SMALL) as plane:
+        plane.triton.answer = held.answer
+        calls = [asyncio.ensure_future(failure_or_answer(plane.infer())) for _ in range(5)]
+        await until(lambda: len(plane.triton.requests) == 4)
+        await until(lambda: plane.forwarder._gate.waiting > 0)
+        plane.grants.clear()
+        held.go.set()
+        errors = [each for each in await asyncio.gather(*calls) if isinstance(each, grpc.aio.AioRpcError)]
+        assert [error_info(error).reason for error in errors] == ["PERMISSION_DENIED"]
+        assert len(plane.triton.requests) == 4
+        assert plane.forwarder._gate.inside == 0
+
+
+async def test_a_call_that_waited_while_its_session_ended_is_refused() -> None:
+    held = Held()
+    async with data_plane(window=SMALL) as plane:
+        plane.triton.answer = held.answer
+        calls = [asyncio.ensure_future(failure_or_answer(plane.infer())) for _ in range(5)]
+        await until(lambda: len(plane.triton.requests) == 4)
+        await until(lambda: plane.forwarder._gate.waiting > 0)
+        plane.revoked.append("sessions/alice")
+        held.go.set()
+        errors = [each for each in await asyncio.gather(*calls) if isinstance(each, grpc.aio.AioRpcError)]
+        assert [error_info(error).reason for error in errors] == ["SESSION_ENDED"]

@@ -1,14 +1,17 @@
 """Callers who do not read their answers hold no more than their share."""
 
+import asyncio
 from typing import Any
 
 import grpc
 import pytest
 
+from inferplane.inference.v1.inference_service_pb2 import PredictRequest
 from inferplane.server.inference.dataplane import unread
+from inferplane.server.inference.dataplane.forwarder import Window
 from tests.support.http2 import RawConnection, raw_connection
 from tests.support.mesh import reason, until
-from tests.support.stand import INFER, bearer, data_plane, infer_request
+from tests.support.stand import INFER, PREDICT, bearer, data_plane, echo, infer_request
 
 MIB = 1 << 20
 LARGE = infer_request(values=MIB // 4).SerializeToString()
@@ -32,6 +35,43 @@ async def test_unread_answers_of_a_caller_are_bounded_and_others_are_served(monk
         await until_refused(plane)
         assert await reason(plane.infer()) == refused
         await plane.infer(user="bob")
+
+
+async def test_answers_that_were_asked_for_together_are_bounded_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unread, "EACH", 4 * MIB)
+    go = asyncio.Event()
+
+    async def held_back(request: Any) -> Any:
+        await go.wait()
+        return echo(request)
+
+    wide = Window(each=128 * MIB)
+    async with data_plane(window=wide) as plane, raw_connection(plane.address) as connection:
+        plane.triton.answer = held_back
+        connection.reads_answers = False
+        streams = [await ask(connection) for _ in range(20)]
+        await until(lambda: len(plane.triton.requests) == 20)
+        go.set()
+        await until(lambda: len(connection.ended) == 20 - 4, timeout=30)
+        assert {connection.trailers[stream]["grpc-status"] for stream in connection.ended} == {"8"}
+        assert plane.unread._total < 6 * MIB
+        assert len(streams) == 20
+
+
+async def test_unread_answers_of_typed_predictions_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unread, "EACH", 4 * MIB)
+    request = PredictRequest(deployment="deployments/m")
+    request.inputs.add(name="x", datatype="FP32", shape=[MIB // 4], raw=bytes(MIB))
+    body = request.SerializeToString()
+    async with data_plane() as plane, raw_connection(plane.address) as connection:
+        connection.reads_answers = False
+        for _ in range(8):
+            stream = await connection.open(PREDICT, bearer())
+            await connection.send(stream, b"\0" + len(body).to_bytes(4, "big") + body, last=True)
+        await until(lambda: len(connection.ended) == 4, timeout=30)
+        assert {connection.trailers[stream]["grpc-status"] for stream in connection.ended} == {"8"}
+        await until_refused(plane)
+    await until(lambda: plane.unread._total == 0)
 
 
 async def until_refused(plane: Any) -> None:

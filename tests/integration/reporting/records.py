@@ -134,11 +134,3 @@ async def two_waiting(url: URL, statement: str, *arguments: Any) -> AsyncIterato
             await transaction.rollback()
     finally:
         await connection.close()
-
-
-async def rows(url: URL, query: str, *arguments: Any) -> list[tuple[Any, ...]]:
-    connection = await asyncpg.connect(asyncpg_dsn(url))
-    try:
-        return [tuple(row) for row in await connection.fetch(query, *arguments)]
-    finally:
-        await connection.close()

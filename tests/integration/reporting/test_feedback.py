@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import grpc
@@ -16,7 +16,8 @@ from inferplane.server.ids import uuid7
 from inferplane.server.limits import MAX_LABELS
 from inferplane.server.reporting import repository
 from inferplane.server.reporting.feedback import MAX_ANSWER_LABELS
-from tests.integration.reporting.records import Reporting, bad_fields, by_client_id, by_id, record, rows, two_waiting
+from tests.integration.reporting.records import Reporting, bad_fields, by_client_id, by_id, record, two_waiting
+from tests.support.database import rows
 from tests.support.mesh import ADMIN, detail, error_info, failure, reason
 
 NOT_FOUND = (grpc.StatusCode.NOT_FOUND, "PREDICTION_NOT_FOUND")
@@ -252,7 +253,7 @@ async def test_labels_are_written_out_once_and_off_the_loop(
     threads: list[int] = []
     literal = repository._array_literal
 
-    def noted(labels: Iterable[str]) -> str:
+    def noted(labels: Sequence[str]) -> str:
         threads.append(threading.get_ident())
         return literal(labels)
 

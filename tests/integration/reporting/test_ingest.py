@@ -15,7 +15,8 @@ from inferplane.server.reporting.predictions import Prediction
 from inferplane.server.reporting.repository import PredictionRepository
 from inferplane.server.settings import ServiceName, Settings
 from inferplane.server.storage.database import Database
-from tests.integration.reporting.records import DIGEST, NOON, Reporting, bad_fields, record, rows, seeded, two_waiting
+from tests.integration.reporting.records import DIGEST, NOON, Reporting, bad_fields, record, seeded, two_waiting
+from tests.support.database import rows
 from tests.support.timing import processor_time
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import grpc
 import pytest
+import sqlalchemy as sa
 
 from inferplane.server.reporting import service
 from inferplane.server.reporting.metrics import VersionMetrics
@@ -12,7 +13,7 @@ from inferplane.server.reporting.predictions import TimeSpan
 from inferplane.server.reporting.repository import ReportReader
 from inferplane.server.settings import ServiceName, Settings
 from tests.integration.reporting.records import Reporting, record
-from tests.support.mesh import reason, running_mesh, until
+from tests.support.mesh import error_info, failure, reason, running_mesh, until
 
 OVERLOADED = (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
 
@@ -66,3 +67,17 @@ async def test_a_caller_has_one_report_at_a_time_and_few_waiting(
     assert reports.at_work <= 1
     reports.go_on.set()
     await asyncio.gather(*waiting)
+
+
+async def test_a_report_that_takes_too_long_says_so_and_is_not_asked_for_again(
+    reporting: Reporting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def slow(reader: ReportReader, *_arguments: object) -> list[VersionMetrics]:
+        await reader._connection.execute(sa.text("SELECT pg_sleep(20)"))
+        return []
+
+    monkeypatch.setattr(ReportReader, "metrics", slow)
+    monkeypatch.setattr(service, "REPORT_SECONDS", 0.2)
+    error = await failure(reporting.metrics())
+    assert (error.code(), error_info(error).reason) == (grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED")
+    assert "shorter time_range" in (error.details() or "")

@@ -1,5 +1,8 @@
 """The values that an access rule's field path leads to."""
 
+from collections.abc import Iterator
+from itertools import islice
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -33,7 +36,7 @@ REQUEST = UpdateDeploymentRequest(
 def test_a_path_leads_through_messages_and_to_every_element_of_a_list(
     request_: UpdateDeploymentRequest, path: str, values: list[str]
 ) -> None:
-    assert values_at(request_, path) == values
+    assert list(values_at(request_, path)) == values
 
 
 def test_a_message_that_names_thousands_is_refused_before_they_are_looked_up() -> None:
@@ -48,3 +51,18 @@ def test_a_message_that_names_thousands_is_refused_before_they_are_looked_up() -
     with pytest.raises(InferplaneError) as refused:
         check(UpdateDeploymentRequest(deployment=Deployment(targets=many)))
     assert refused.value.violations == ((PATH, "must be at most 64"),)
+
+
+def test_of_half_a_million_names_no_more_are_looked_at_than_may_be_there() -> None:
+    looked_at = 0
+
+    class Targets(list[Target]):
+        def __iter__(self) -> Iterator[Target]:
+            nonlocal looked_at
+            for target in super().__iter__():
+                looked_at += 1
+                yield target
+
+    message: Any = SimpleNamespace(targets=Targets([Target()] * 500_000))
+    list(islice(values_at(message, "targets.model_version"), 65))
+    assert looked_at == 65

@@ -125,6 +125,32 @@ async def test_a_session_that_is_over_is_forgotten(mesh: FakeMesh) -> None:
     assert (caught.value.reason, await store.load()) == ("REFRESH_TOKEN_REUSED", None)
 
 
+async def test_an_ended_session_is_called_so_where_there_is_nothing_to_renew(mesh: FakeMesh) -> None:
+    async with Inferplane.connect(mesh.endpoints, mesh.auth.issue().access_token) as plane:
+        mesh.fault("WhoAmI", grpc.StatusCode.UNAUTHENTICATED, "SESSION_ENDED", times=2)
+        with pytest.raises(errors.Unauthenticated) as caught:
+            await plane.auth.whoami()
+    assert caught.value.reason == "SESSION_ENDED"
+
+
+async def test_auth_being_busy_does_not_stop_calls_while_the_token_is_good(mesh: FakeMesh) -> None:
+    store = MemoryStore(_expiring(Tokens.of(mesh.auth.issue())))
+    mesh.fault("RefreshToken", grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED", times=9)
+    async with Inferplane.connect(mesh.endpoints, store) as plane:
+        assert (await plane.auth.whoami()).subject == "users/alice"
+
+
+async def test_a_session_that_another_process_ended_and_began_anew_is_taken_up(mesh: FakeMesh) -> None:
+    store = MemoryStore(Tokens.of(mesh.auth.issue()))
+    async with Inferplane.connect(mesh.endpoints, store) as plane:
+        await plane.auth.whoami()
+        mesh.fault("WhoAmI", grpc.StatusCode.UNAUTHENTICATED, "SESSION_ENDED")
+        successor = Tokens.of(mesh.auth.issue())
+        await store.save(successor)
+        assert (await plane.auth.whoami()).subject == "users/alice"
+        assert (await plane.auth.access_token(), mesh.auth.refreshes) == (successor.access_token, 0)
+
+
 async def test_an_access_token_alone_cannot_be_refreshed(mesh: FakeMesh) -> None:
     token = mesh.auth.issue().access_token
     mesh.fakes.expire_tokens()

@@ -14,6 +14,7 @@ from inferplane.server.errors import InferplaneError
 from inferplane.server.identity.verification import Verifier
 from inferplane.server.inference.dataplane.forwarder import Forwarder
 from inferplane.server.inference.dataplane.outcome import Outcomes
+from inferplane.server.inference.dataplane.unread import UnreadAnswers
 from inferplane.server.inference.records.notes import Notes
 from inferplane.server.inference.triton_link import from_triton
 from inferplane.server.rpc.errors import reason_name
@@ -28,7 +29,7 @@ class Link:
 
     metadata = ()
 
-    def raw_unary(self, method: str) -> Any:
+    def predictions(self) -> Any:
         return None
 
 
@@ -39,7 +40,7 @@ def forwarder(*, ready: bool) -> tuple[Forwarder, Notes]:
     registry = CollectorRegistry()
     notes = Notes(registry)
     link: Any = Link()
-    return Forwarder(link, Admission(verifier, lambda: snapshot), Outcomes(notes, registry), 30), notes
+    return Forwarder(link, Admission(verifier, lambda: snapshot), Outcomes(notes, registry), UnreadAnswers(), 30), notes
 
 
 def request() -> bytes:
@@ -67,6 +68,13 @@ def test_tritons_errors_in_our_terms(code: grpc.StatusCode, reason: str) -> None
     error = from_triton(grpc.aio.AioRpcError(code, nothing, nothing, details="line one\nline two"))
     assert reason_name(error.reason) == reason
     assert error.metadata.get("detail") == ("line one line two" if reason == "INFERENCE_REJECTED" else None)
+
+
+def test_an_answer_that_is_too_large_is_told_from_a_request_that_is() -> None:
+    nothing = grpc.aio.Metadata()
+    details = "CLIENT: Received message larger than max (33554440 vs. 33554432)"
+    error = from_triton(grpc.aio.AioRpcError(grpc.StatusCode.RESOURCE_EXHAUSTED, nothing, nothing, details=details))
+    assert error.metadata["detail"] == "the answer has 33554440 bytes, 33554432 are allowed"
 
 
 async def refusal(forward: Forwarder, body: bytes) -> InferplaneError:

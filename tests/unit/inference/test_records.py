@@ -1,39 +1,22 @@
 """Prediction records reach their sink, whatever happens on the way."""
 
+import asyncio
+
+import pytest
 from prometheus_client import CollectorRegistry
 
-from inferplane.reporting.v1.prediction_pb2 import PredictionRecord
 from inferplane.server.access.snapshot import Target
-from inferplane.server.inference.records.delivery import Delivery, RefusedError
+from inferplane.server.inference.records.delivery import Delivery
 from inferplane.server.inference.records.labels import LabelSource
 from inferplane.server.inference.records.notes import BATCH, Note, Notes
 from inferplane.server.tensors import Signature
+from tests.support.record_sink import Sink
 
 TARGET = Target("m", 1, "sha256:" + "0" * 64, Signature((), ()), "")
 
 
 def note(number: int, **changes: str) -> Note:
     return Note(f"id-{number}", changes.get("client", ""), "users/alice", "d", TARGET, 1, 2, 0, None)
-
-
-class Sink:
-    """Keeps what it is given; fails the next `failures` times and refuses what holds a record named in `refuses`."""
-
-    def __init__(self) -> None:
-        self.stored: list[str] = []
-        self.calls: list[int] = []
-        self.failures = 0
-        self.refuses: set[str] = set()
-
-    async def store(self, records: list[PredictionRecord]) -> None:
-        self.calls.append(len(records))
-        if self.failures:
-            self.failures -= 1
-            raise ConnectionError
-        ids = [record.prediction_id for record in records]
-        if self.refuses & set(ids):
-            raise RefusedError
-        self.stored += ids
 
 
 class Records:
@@ -105,6 +88,28 @@ async def test_what_is_left_at_the_end_is_counted_as_dropped() -> None:
         records.notes.take(note(number))
     await records.delivery.flush()
     assert registry.get_sample_value("inferplane_prediction_records_dropped_total") == 5
+
+
+async def test_a_batch_that_is_being_prepared_at_the_end_is_delivered(monkeypatch: pytest.MonkeyPatch) -> None:
+    records, sink, registry = make()
+    prepared, go_on = asyncio.Event(), asyncio.Event()
+    prepare = records.delivery._prepare
+
+    async def slowly(batch: list[Note]) -> None:
+        prepared.set()
+        await go_on.wait()
+        await prepare(batch)
+
+    monkeypatch.setattr(records.delivery, "_prepare", slowly)
+    records.notes.take(note(1))
+    running = asyncio.create_task(records.delivery._deliver_batch())
+    await prepared.wait()
+    flushing = asyncio.create_task(records.delivery.flush())
+    await asyncio.sleep(0)
+    go_on.set()
+    await asyncio.gather(running, flushing)
+    assert sink.stored == ["id-1"]
+    assert registry.get_sample_value("inferplane_prediction_records_dropped_total") == 0
 
 
 async def test_few_notes_of_many_labels_are_bounded_too() -> None:

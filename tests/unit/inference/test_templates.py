@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2
 
-from inferplane.server.inference.dataplane.request import raw_contents
+from inferplane.server.inference.dataplane.request import raw_positions
 from inferplane.server.inference.dataplane.templates import Templates
 
 contents = st.lists(st.binary(min_size=0, max_size=20), min_size=1, max_size=4)
@@ -19,7 +19,7 @@ def message(raw: list[bytes], name: str = "m") -> bytes:
 
 def remembering(data: bytes) -> Templates[str]:
     templates = Templates[str](8)
-    templates.remember(data, raw_contents(data), "known")
+    templates.remember(data, raw_positions(data), "known")
     return templates
 
 
@@ -38,7 +38,7 @@ def test_contents_of_other_sizes_are_not_found(raw: list[bytes], other: list[byt
 @given(contents, st.data())
 def test_a_message_that_differs_anywhere_else_is_not_found(raw: list[bytes], data: st.DataObject) -> None:
     body = bytearray(message(raw))
-    spans = raw_contents(bytes(body))
+    spans = raw_positions(bytes(body))
     outside = [at for at in range(len(body)) if not any(start <= at < end for start, end in spans)]
     at = data.draw(st.sampled_from(outside))
     body[at] ^= data.draw(st.integers(1, 255))
@@ -49,10 +49,10 @@ def test_templates_are_bounded_in_number_and_size() -> None:
     templates = Templates[str](8)
     for number in range(1000):
         data = message([bytes(number)])
-        templates.remember(data, raw_contents(data), "known")
+        templates.remember(data, raw_positions(data), "known")
     assert sum(len(same) for same in templates._by_length.values()) <= 8
     large = message([b"1"], name="m" * 2000)
-    templates.remember(large, raw_contents(large), "known")
+    templates.remember(large, raw_positions(large), "known")
     assert templates.find(large) is None
 
 
@@ -61,5 +61,5 @@ def test_many_heads_of_one_length_are_all_found_and_the_newest_of_equal_ones() -
     bodies = [message([b"1"], name=f"m{number}") for number in range(9)]
     for turn in range(3):
         for body in bodies:
-            templates.remember(body, raw_contents(body), f"{turn}")
+            templates.remember(body, raw_positions(body), f"{turn}")
     assert [templates.find(body) for body in bodies] == ["2"] * 9

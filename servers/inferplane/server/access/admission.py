@@ -37,7 +37,8 @@ class Admission:
 
         Raises CREDENTIALS_MISSING, CREDENTIALS_INVALID, TOKEN_EXPIRED or SESSION_ENDED.
         """
-        principal = await self._verifier.verify(bearer_token(metadata))
+        token = bearer_token(metadata)
+        principal = self._verifier.remembered(token) or await self._verifier.verify(token)
         self.confirm_session(principal)
         return principal
 

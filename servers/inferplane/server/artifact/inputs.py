@@ -28,9 +28,9 @@ __all__ = [
     "ModelToGet",
     "NewModel",
     "Range",
-    "UploadToMake",
     "UploadToSee",
     "VersionToGet",
+    "VersionToMake",
     "pieces_of",
 ]
 
@@ -80,7 +80,7 @@ class ModelOfList(Input):
     parent: ModelRef
 
 
-class UploadToMake(Input):
+class VersionToMake(Input):
     parent: ModelRef
     upload: UploadRef
     label_output: Annotated[Text, Field(max_length=256)]

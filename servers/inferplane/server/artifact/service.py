@@ -19,9 +19,9 @@ from inferplane.server.artifact.inputs import (
     ModelToGet,
     NewModel,
     Range,
-    UploadToMake,
     UploadToSee,
     VersionToGet,
+    VersionToMake,
     pieces_of,
 )
 from inferplane.server.artifact.inspection import Inspection
@@ -54,7 +54,9 @@ class ArtifactService(artifact_service_pb2_grpc.ArtifactServiceServicer):
         self._blobs = blobs
         self._database = database
         self._deadlines = deadlines
-        self._downloads = FairGate(capacity=DOWNLOADS, each=DOWNLOADS_EACH, waiting=0, waiting_each=0)
+        self._downloads = FairGate(
+            "too many downloads", capacity=DOWNLOADS, each=DOWNLOADS_EACH, waiting=0, waiting_each=0
+        )
 
     async def WriteArtifact(
         self, request_iterator: AsyncIterator[artifact_pb.WriteArtifactRequest], context: Any
@@ -159,7 +161,7 @@ class ModelRegistryService(model_registry_service_pb2_grpc.ModelRegistryServiceS
     async def CreateModelVersion(
         self, request: registry_pb.CreateModelVersionRequest, context: Any
     ) -> model_pb2.ModelVersion:
-        given = parse(UploadToMake, request)
+        given = parse(VersionToMake, request)
         if given.upload.model != given.parent:
             raise invalid_field("upload", "must be of the same model")
         new = NewVersion(given.upload, given.label_output, current_call().principal.subject)

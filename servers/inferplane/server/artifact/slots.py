@@ -5,10 +5,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from inferplane.server.errors import InferplaneError
-from inferplane.server.fairness import FairGate, GateFullError
+from inferplane.server.fairness import FairGate
 
 __all__ = ["Slots"]
 
+_FULL = "too many other streams of this caller, or of all"
 WAITING = 1024
 WAITING_EACH = 64
 """Streams that may wait for a slot, in all and of one caller."""
@@ -19,7 +20,7 @@ class Slots:
     seconds."""
 
     def __init__(self, count: int, each: int, wait: float = 30.0) -> None:
-        self._gate = FairGate(capacity=count, each=each, waiting=WAITING, waiting_each=WAITING_EACH)
+        self._gate = FairGate(_FULL, capacity=count, each=each, waiting=WAITING, waiting_each=WAITING_EACH)
         self._wait = wait
 
     @asynccontextmanager
@@ -28,8 +29,8 @@ class Slots:
         try:
             async with asyncio.timeout(self._wait):
                 await self._gate.enter(caller, 1)
-        except (TimeoutError, GateFullError):
-            raise InferplaneError.overloaded("too many other streams of this caller, or of all") from None
+        except TimeoutError:
+            raise InferplaneError.overloaded(_FULL) from None
         try:
             yield
         finally:

@@ -20,10 +20,11 @@ async def compose(core: Core) -> None:
         tokens.SigningKeys(core.master.derive("signing-keys")),
         devices.Devices(core.master.derive("device-tokens")),
     )
+    core.server.bodies.explained = lambda: hasher.held
     await flow.ensure_signing_key()
     core.jwks.fetch_from(flow.jwks)
     # As often as windows of guesses end: whoever knocks leaves one.
-    core.tasks.every(guesses.WINDOW.total_seconds(), "forget_expired", flow.forget_expired)
+    core.tasks.every(guesses.WINDOW.total_seconds(), "delete_expired", flow.delete_expired)
     core.tasks.every(REPORT_INTERVAL, "report_failed_sign_ins", flow.report_failed_sign_ins)
     auth = service.AuthService(flow, core.policy.current)
     identity = service.IdentityService(identities.Identities(hasher), core.mutations, core.database, core.pages)

@@ -39,7 +39,7 @@ async def charge(store: "AuthReader", username: str, device: str) -> InferplaneE
     at = now()
     if await store.charge_guess(username, device, at, at - WINDOW, MAX_GUESSES):
         return None
-    since = await store.guesses_since(username, device) or at
+    since = await store.guess_window_start(username, device) or at
     return InferplaneError(ErrorReason.ERROR_REASON_RATE_LIMITED, retry_after=_wait(since, at))
 
 

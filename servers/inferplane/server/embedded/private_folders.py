@@ -1,6 +1,7 @@
 """A program's own `/tmp` and `/dev/shm`, which end with it, where the system lets us make them."""
 
 import os
+import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -58,7 +59,8 @@ async def private_folders(own: Path, needed: Iterable[Path]) -> tuple[str, ...]:
 def is_mounted_below(folder: Path) -> bool:
     """Whether anything is mounted in `folder`, as this process sees it: then nobody may delete what is there."""
     mounts = Path("/proc/self/mountinfo").read_text().splitlines()
-    points = (line.split()[4].encode().decode("unicode_escape") for line in mounts)
+    # Spaces and the like are written as \ooo (proc_pid_mountinfo(5)).
+    points = (re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), line.split()[4]) for line in mounts)
     return any(Path(point).is_relative_to(folder) for point in points)
 
 

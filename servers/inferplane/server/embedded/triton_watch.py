@@ -89,11 +89,11 @@ class TritonWatch:
         missed = 0
         while missed < MISSED:
             await asyncio.sleep(INTERVAL)
-            if not await self._calls.live(ANSWER_SECONDS):
-                missed += 1
-                continue
-            missed = 0
             try:
+                if not await self._calls.live(ANSWER_SECONDS):
+                    missed += 1
+                    continue
+                missed = 0
                 await self._look()
             except grpc.aio.AioRpcError as error:
                 log.warning("triton_models_not_looked_at", code=error.code().name)

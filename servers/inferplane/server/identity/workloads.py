@@ -58,14 +58,15 @@ class WorkloadSigner:
     def _token(self, audience: str, on_behalf_of: str) -> str:
         now = time.time()
         made, token = self._tokens.get((audience, on_behalf_of), (0.0, ""))
-        if now - made > REUSE:
+        # A clock that was set back makes a token of the future, which nobody takes.
+        if not 0 <= now - made <= REUSE:
             token = self._sign(audience, on_behalf_of, int(now))
             self._tokens = dict(self._live(now))
             self._tokens[audience, on_behalf_of] = (now, token)
         return token
 
     def _live(self, now: float) -> Iterable[tuple[tuple[str, str], tuple[float, str]]]:
-        return (item for item in self._tokens.items() if now - item[1][0] <= REUSE)
+        return (item for item in self._tokens.items() if 0 <= now - item[1][0] <= REUSE)
 
     def _sign(self, audience: str, on_behalf_of: str, now: int) -> str:
         claims: dict[str, str | int] = {

@@ -36,21 +36,24 @@ async def compose(core: Core) -> None:
     _reconcile(core, link)
     _watch_triton(core, link)
     outcomes = Outcomes(notes, core.registry)
-    forward = Forwarder(link, core.admission, outcomes, core.settings.unary_deadline)
+    unread = UnreadAnswers()
+    forward = Forwarder(link, core.admission, outcomes, unread, core.settings.unary_deadline)
     fused = fused_handlers(
         forward,
         core.admission,
         outcomes,
         core.server.calls,
         core.server.bodies,
-        UnreadAnswers(),
+        unread,
         core.settings.stream_idle_limit,
     )
     # The main service first: the server as a whole serves as long as it does, with or without the database.
     governed = governed_handlers(link, core.policy.current, lambda: bool(core.server.health.serving(SERVICE)))
     core.server.add_handlers(SERVICE, governed, (TRITON,), fused=fused)
     add_typed = inference_service_pb2_grpc.add_InferenceServiceServicer_to_server
-    core.server.add_service(add_typed, InferenceService(forward), (TRITON,), checks={"Predict": check_typed_size})
+    core.server.add_service(
+        add_typed, InferenceService(forward, unread), (TRITON,), checks={"Predict": check_typed_size}
+    )
     add_deployments = deployment_service_pb2_grpc.add_DeploymentServiceServicer_to_server
     deployments = DeploymentService(
         Deployments(), source, core.mutations, core.database, core.pages, core.policy.current

@@ -4,8 +4,9 @@ import math
 
 from tritonclient.grpc import service_pb2
 
+from inferplane.common.v1.errors_pb2 import ErrorReason
 from inferplane.inference.v1 import deployment_pb2, inference_service_pb2, tensor_pb2
-from inferplane.server.errors import invalid_field
+from inferplane.server.errors import InferplaneError, invalid_field
 from inferplane.server.inference.dataplane.answer import Answer, Output
 from inferplane.server.inference.deployments import Deployment, State, VersionInfo
 from inferplane.server.inference.typed_tensors import MAX_TYPED_ELEMENTS, raw_contents, typed_tensor
@@ -67,7 +68,8 @@ def infer_request(name: str, request: inference_service_pb2.PredictRequest) -> s
 def predict_response(
     prediction_id: str, answer: Answer, encoding: inference_service_pb2.TensorEncoding.ValueType
 ) -> inference_service_pb2.PredictResponse:
-    """Triton's answer as a typed one. Raises INVALID_FIELD for typed values of a large answer."""
+    """Triton's answer as a typed one. Raises INVALID_FIELD for typed values of a large answer, INFERENCE_FAILED where
+    they do not fit its shape."""
     typed = encoding == inference_service_pb2.TENSOR_ENCODING_TYPED
     if typed and (values := sum(math.prod(output.shape) for output in answer.outputs)) > MAX_TYPED_ELEMENTS:
         problem = f"must be raw for an answer of {values} values, which is more than {MAX_TYPED_ELEMENTS}"
@@ -84,4 +86,8 @@ def predict_response(
 def _tensor(output: Output, raw: bytes, *, typed: bool) -> tensor_pb2.Tensor:
     if not typed:
         return tensor_pb2.Tensor(name=output.name, datatype=output.datatype, shape=output.shape, raw=raw)
-    return typed_tensor(output.name, output.datatype, output.shape, raw)
+    try:
+        return typed_tensor(output.name, output.datatype, output.shape, raw)
+    except ValueError as error:
+        detail = f"its answer's output '{output.name[:64]}' does not hold what its shape says: {error}"
+        raise InferplaneError(ErrorReason.ERROR_REASON_INFERENCE_FAILED, detail=detail) from error

@@ -2,12 +2,11 @@
 
 from typing import Annotated
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator
 
 from inferplane.inference.v1 import deployment_pb2, deployment_service_pb2
 from inferplane.server.errors import invalid_field
-from inferplane.server.limits import MAX_CLIENT_REQUEST_ID
-from inferplane.server.names import DeploymentId, DeploymentRef, VersionOrAliasRef
+from inferplane.server.names import ClientRequestId, DeploymentId, DeploymentRef, VersionOrAliasRef
 from inferplane.server.rpc.validation import Input, parse
 
 __all__ = ["NamedDeployment", "NewDeployment", "PredictInput", "replacement"]
@@ -48,4 +47,4 @@ def replacement(request: deployment_service_pb2.UpdateDeploymentRequest) -> tupl
 
 class PredictInput(Input):
     deployment: DeploymentRef
-    client_request_id: Annotated[str, Field(max_length=MAX_CLIENT_REQUEST_ID)]
+    client_request_id: ClientRequestId

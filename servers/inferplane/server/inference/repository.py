@@ -190,7 +190,7 @@ class DeploymentRepository(DeploymentReader):
         """Give up what was to come. It stays known, since a load of it may be beyond recall."""
         incoming = sa.and_(_targets.deployment_id == deployment_id, _targets.role == "INCOMING")
         await self._connection.execute(sa.update(target_table).where(incoming).values(role="FORMER"))
-        await self._forget_formers(deployment_id)
+        await self._delete_formers(deployment_id)
 
     async def promote(self, name: str, version: VersionInfo) -> bool:
         """Let the incoming version be the one that serves; whether it still was to come."""
@@ -200,7 +200,7 @@ class DeploymentRepository(DeploymentReader):
         coming = deployment.incoming
         await self._remember(deployment.id, deployment.version)
         await self._make_primary(deployment.id, coming.version, state="READY", requested_at=coming.requested_at)
-        await self._forget_formers(deployment.id)
+        await self._delete_formers(deployment.id)
         return True
 
     async def set_problem(self, deployment_id: UUID, version: VersionInfo, problem: str) -> bool:
@@ -233,7 +233,7 @@ class DeploymentRepository(DeploymentReader):
         key = [_targets.deployment_id, _targets.version]
         await self._connection.execute(insert.on_conflict_do_update(index_elements=key, set_=fresh))
 
-    async def _forget_formers(self, deployment_id: UUID) -> None:
+    async def _delete_formers(self, deployment_id: UUID) -> None:
         formers = sa.and_(_targets.deployment_id == deployment_id, _targets.role == "FORMER")
         kept = sa.select(_targets.version).where(formers).order_by(_targets.requested_at.desc()).limit(FORMERS_KEPT)
         await self._connection.execute(sa.delete(target_table).where(formers, _targets.version.not_in(kept)))

@@ -17,7 +17,9 @@ from inferplane.inference.v1 import inference_service_pb2 as inference_pb
 from inferplane.server.access.snapshot import PolicySnapshot
 from inferplane.server.errors import InferplaneError
 from inferplane.server.inference.convert import deployment_message, infer_request, predict_response
+from inferplane.server.inference.dataplane.answer import Answer
 from inferplane.server.inference.dataplane.forwarder import Forwarder
+from inferplane.server.inference.dataplane.unread import UnreadAnswers
 from inferplane.server.inference.deployments import Deployments, VersionInfo
 from inferplane.server.inference.inputs import NamedDeployment, NewDeployment, PredictInput, replacement
 from inferplane.server.inference.model_source import ModelSource
@@ -34,18 +36,27 @@ __all__ = ["DeploymentService", "InferenceService"]
 class InferenceService(inference_service_pb2_grpc.InferenceServiceServicer):
     """Typed predictions, by the same way as everybody else's."""
 
-    def __init__(self, forwarder: Forwarder) -> None:
+    def __init__(self, forwarder: Forwarder, unread: UnreadAnswers) -> None:
         self._forwarder = forwarder
+        self._unread = unread
 
     async def Predict(self, request: inference_pb.PredictRequest, context: Any) -> inference_pb.PredictResponse:
         call = current_call()
         name = parse(PredictInput, request).deployment
+        caller = call.principal.subject
+        self._unread.check(caller)
+
+        def decode(answer: Answer) -> inference_pb.PredictResponse:
+            response = predict_response(call.request_id, answer, request.output_encoding)
+            self._unread.release_when_sent(call.task, caller, len(answer.data))
+            return response
+
         return await self._forwarder.predict_as(
             call.principal,
             call.request_id,
             name,
             lambda: infer_request(name, request).SerializeToString(),
-            lambda answer: predict_response(call.request_id, answer, request.output_encoding),
+            decode,
             context.time_remaining(),
         )
 

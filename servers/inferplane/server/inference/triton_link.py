@@ -11,6 +11,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from inferplane.common.v1.errors_pb2 import ErrorReason
 from inferplane.server.errors import InferplaneError
 from inferplane.server.inference.deployments import Served
+from inferplane.server.inference.direct_call import Unary, direct_unary
 from inferplane.server.inference.formats.onnx import DIGEST_PARAMETER
 
 __all__ = ["SERVICE", "RawCall", "TritonLink", "control_problem", "from_triton", "said"]
@@ -23,6 +24,7 @@ MAX_DETAIL = 200
 MAX_SAID = 400
 
 _NOT_EXPLICIT = re.compile(r"explicit model load / unload is not allowed")
+_LARGER = re.compile(r"larger than max \((\d+) vs\. (\d+)\)")
 _FOLDER = re.compile(r"(?<![\w.])/(?:[\w.+@-]+/)+")
 _TRACEBACK = re.compile(r"\s+At:\s+/")
 NOBODY = "_inferplane_nobody"
@@ -54,6 +56,10 @@ class TritonLink:
     def raw_unary(self, method: str) -> RawCall:
         """A unary method of Triton's from bytes to bytes."""
         return self.channel.unary_unary(f"/{SERVICE}/{method}")
+
+    def predictions(self) -> Unary:
+        """ModelInfer from bytes to bytes, at the least cost."""
+        return direct_unary(self.channel, f"/{SERVICE}/ModelInfer")
 
     async def live(self) -> bool:
         """Whether Triton answers. Not whether it is ready: for that it waits for every model that is being loaded."""
@@ -92,7 +98,7 @@ class TritonLink:
             return None
         return Served(str(config.parameters[DIGEST_PARAMETER].string_value), int(versions[0]))
 
-    async def control(self) -> str:
+    async def control_problem(self) -> str:
         """Why Triton would not let itself be told what to serve, for people; empty where it would.
 
         Asked by unloading a model that cannot exist, which changes nothing. Raises AioRpcError where it is away.
@@ -136,7 +142,11 @@ def from_triton(error: grpc.aio.AioRpcError) -> InferplaneError:
                 ErrorReason.ERROR_REASON_DEPENDENCY_UNAVAILABLE, retry_after=1.0, dependency="triton"
             )
         case grpc.StatusCode.RESOURCE_EXHAUSTED:
-            return InferplaneError(ErrorReason.ERROR_REASON_MESSAGE_TOO_LARGE)
+            sizes = _LARGER.search(error.details() or "")
+            if sizes is None:
+                return InferplaneError(ErrorReason.ERROR_REASON_MESSAGE_TOO_LARGE)
+            detail = f"the answer has {sizes[1]} bytes, {sizes[2]} are allowed"
+            return InferplaneError(ErrorReason.ERROR_REASON_MESSAGE_TOO_LARGE, detail=detail)
         case _:
             private = f"Triton: {error.code().name}: {(error.details() or '')[:500]}"
             return InferplaneError(ErrorReason.ERROR_REASON_INFERENCE_FAILED, private=private)

@@ -1,7 +1,9 @@
 """Typed tensors of the contract to and from the Open Inference Protocol's raw contents."""
 
+import math
 import struct
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,7 @@ from inferplane.common.v1.errors_pb2 import ErrorReason
 from inferplane.inference.v1.tensor_pb2 import Tensor
 from inferplane.server.errors import InferplaneError, invalid_field
 from inferplane.server.inference.wire import LENGTH_DELIMITED, TooManyFieldsError, scan
-from inferplane.server.tensors import DATATYPES, NUMPY_TYPES
+from inferplane.server.tensors import DATATYPES, NUMPY_TYPES, byte_elements
 
 __all__ = ["MAX_TYPED_ELEMENTS", "check_typed_size", "raw_contents", "typed_tensor"]
 
@@ -110,24 +112,22 @@ def _packed(values: Sequence[Any], datatype: str, path: str) -> bytes:
 
 
 def typed_tensor(name: str, datatype: str, shape: Sequence[int], raw: bytes) -> Tensor:
-    """A tensor with typed values; BYTES that are not UTF-8 stay raw, and so does what has no typed form."""
+    """A tensor with typed values; BYTES that are not UTF-8 stay raw, and so does what has no typed form.
+
+    Raises ValueError where `raw` does not hold what the shape says.
+    """
     tensor = Tensor(name=name, datatype=datatype, shape=shape)
     if datatype not in _FIELDS:
         tensor.raw = raw
     elif datatype == "BYTES":
+        wanted = math.prod(shape)
+        elements = list(islice(byte_elements(raw), wanted + 1))
+        if len(elements) != wanted:
+            raise ValueError(f"there are not {wanted} elements of BYTES")
         try:
-            tensor.strings.values.extend(text.decode() for text in _elements(raw))
+            tensor.strings.values.extend(str(element, "utf-8") for element in elements)
         except UnicodeDecodeError:
             tensor.raw = raw
     else:
         getattr(tensor, _FIELDS[datatype]).values.extend(np.frombuffer(raw, NUMPY_TYPES[datatype]).tolist())
     return tensor
-
-
-def _elements(raw: bytes) -> list[bytes]:
-    elements, position = [], 0
-    while position < len(raw):
-        (length,) = struct.unpack_from("<I", raw, position)
-        elements.append(raw[position + 4 : position + 4 + length])
-        position += 4 + length
-    return elements

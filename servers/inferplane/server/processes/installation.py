@@ -201,7 +201,7 @@ class Mesh:
 async def prepare(settings: Settings, admin_password: str) -> None:
     """Run `prepare.py` as a child; WorkerStartError if it fails, which it then has explained itself."""
     child = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "inferplane.server.processes.prepare", stdin=asyncio.subprocess.PIPE
+        *(sys.executable, "-P", "-m", "inferplane.server.processes.prepare"), stdin=asyncio.subprocess.PIPE
     )
     given = {"settings": settings.to_worker(), "admin": ADMIN, "password": admin_password}
     await child.communicate(json.dumps(given).encode())

@@ -139,10 +139,14 @@ class Supervisor:
             log_file = stack.enter_context(os.fdopen(self._log.open(), "ab")) if self._log else None
             return await asyncio.create_subprocess_exec(
                 sys.executable,
+                # Not from the folder in which somebody started us: others may write there.
+                "-P",
                 "-m",
                 "inferplane.server.processes.worker",
                 "--control-fd",
                 str(control.fileno()),
+                # gRPC's own library writes a line for a stranger's call that it refuses; ours are bounded.
+                env={"GRPC_VERBOSITY": "NONE", **os.environ},
                 pass_fds=[control.fileno()],
                 stdin=asyncio.subprocess.DEVNULL,
                 stderr=log_file,

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple
 from uuid import UUID
 
 __all__ = ["MAX_RECORDS", "Prediction", "TimeSpan"]
@@ -10,8 +11,7 @@ MAX_RECORDS = 2000
 """Most records of one batch."""
 
 
-@dataclass(frozen=True, slots=True)
-class Prediction:
+class Prediction(NamedTuple):
     """One call of a deployment. `latency_us` is in microseconds, `status_code` a gRPC status, 0 for success;
     `predicted_labels` holds one class for each row, or none where the version names no label output."""
 

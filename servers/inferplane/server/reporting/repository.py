@@ -1,7 +1,8 @@
 """Reporting's SQL."""
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -9,8 +10,11 @@ from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from inferplane.common.v1.errors_pb2 import ErrorReason
+from inferplane.server.errors import InferplaneError
 from inferplane.server.reporting.feedback import Labels, Target
 from inferplane.server.reporting.metrics import VersionMetrics
 from inferplane.server.reporting.predictions import Prediction, TimeSpan
@@ -23,17 +27,20 @@ __all__ = ["FeedbackRepository", "GivenLabels", "PredictionRepository", "ReportR
 _when = sa.DateTime(timezone=True)
 _texts = postgresql.ARRAY(sa.Text)
 _uuids = postgresql.ARRAY(sa.Uuid)
+_QUERY_CANCELED = "57014"
 _succeeded = prediction.c.status_code == 0
 _stored = [column for column in prediction.c if column.computed is None]
 
 
-def _array_literal(labels: Iterable[str]) -> str:
+def _array_literal(labels: Sequence[str]) -> str:
     """Labels in PostgreSQL's text form of an array: `unnest` flattens an array of arrays, but not one of these."""
+    if not labels:
+        return "{}"
     quoted = (label.replace("\\", "\\\\").replace('"', '\\"') for label in labels)
     return "{" + ",".join(f'"{label}"' for label in quoted) + "}"
 
 
-async def _array_literals(lists: Iterable[Iterable[str]]) -> list[str]:
+async def _array_literals(lists: Iterable[Sequence[str]]) -> list[str]:
     # Off the loop: a full request takes 25 ms or more.
     return await asyncio.to_thread(lambda: [_array_literal(labels) for labels in lists])
 
@@ -147,6 +154,22 @@ class FeedbackRepository:
             feedback, given, sa.and_(feedback.c.prediction_id == given.c.id, feedback.c.labels != given_labels)
         )
         return set(await self._connection.scalars(query))
+
+
+@asynccontextmanager
+async def bounded_reader(connection: AsyncConnection, seconds: float) -> AsyncIterator["ReportReader"]:
+    """A reader none of whose queries takes longer; raises DEADLINE_EXCEEDED where one would. To say that the database
+    does not answer would have the same work asked for again."""
+    await connection.execute(sa.select(sa.func.set_config("statement_timeout", f"{seconds * 1000:.0f}", True)))
+    try:
+        yield ReportReader(connection)
+    except DBAPIError as error:
+        if getattr(error.orig, "sqlstate", None) != _QUERY_CANCELED:
+            raise
+        raise InferplaneError(
+            ErrorReason.ERROR_REASON_DEADLINE_EXCEEDED,
+            detail=f"the report takes more than {seconds:.0f} s: ask for a shorter time_range",
+        ) from error
 
 
 class ReportReader:

@@ -7,13 +7,17 @@ from typing import Any
 
 from inferplane.reporting.v1 import reporting_service_pb2 as pb
 from inferplane.reporting.v1 import reporting_service_pb2_grpc
-from inferplane.server.errors import InferplaneError
-from inferplane.server.fairness import FairGate, GateFullError
+from inferplane.server.fairness import FairGate
 from inferplane.server.reporting import metrics
 from inferplane.server.reporting.convert import metrics_message, quality_message
 from inferplane.server.reporting.feedback import Feedback
 from inferplane.server.reporting.inputs import answers_of, deployment_of, model_of, predictions_of, span_of
-from inferplane.server.reporting.repository import FeedbackRepository, PredictionRepository, ReportReader
+from inferplane.server.reporting.repository import (
+    FeedbackRepository,
+    PredictionRepository,
+    ReportReader,
+    bounded_reader,
+)
 from inferplane.server.rpc.call import current_call
 from inferplane.server.storage.database import Database
 from inferplane.server.storage.unit_of_work import UnitOfWorkFactory
@@ -23,6 +27,7 @@ __all__ = ["ReportingService"]
 
 REPORTS = 2
 """Reports that are made at once, one of a caller: the other connections are left to those who write."""
+REPORT_SECONDS = 10.0
 REPORTS_WAITING = 32
 REPORTS_WAITING_EACH = 4
 
@@ -36,7 +41,13 @@ class ReportingService(reporting_service_pb2_grpc.ReportingServiceServicer):
         self._feedback = feedback
         self._database = database
         self._units_of_work = units_of_work
-        self._reports = FairGate(capacity=reports, each=1, waiting=REPORTS_WAITING, waiting_each=REPORTS_WAITING_EACH)
+        self._reports = FairGate(
+            "too many reports at once, of this caller or of all",
+            capacity=reports,
+            each=1,
+            waiting=REPORTS_WAITING,
+            waiting_each=REPORTS_WAITING_EACH,
+        )
 
     async def IngestPredictions(
         self, request: pb.IngestPredictionsRequest, context: Any
@@ -76,12 +87,12 @@ class ReportingService(reporting_service_pb2_grpc.ReportingServiceServicer):
     async def _reader(self) -> AsyncIterator[ReportReader]:
         """A reader when it is the caller's turn; raises OVERLOADED at once where too many reports wait."""
         caller = current_call().principal.subject
+        await self._reports.enter(caller, 1)
         try:
-            await self._reports.enter(caller, 1)
-        except GateFullError:
-            raise InferplaneError.overloaded("too many reports at once, of this caller or of all") from None
-        try:
-            async with self._database.transaction() as connection:
-                yield ReportReader(connection)
+            async with (
+                self._database.transaction() as connection,
+                bounded_reader(connection, REPORT_SECONDS) as reader,
+            ):
+                yield reader
         finally:
             self._reports.leave(caller, 1)

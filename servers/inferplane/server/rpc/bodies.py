@@ -8,38 +8,38 @@ that take longer are let come, as long as the process does not grow by more than
 import asyncio
 import os
 import time
-from collections import Counter
-from pathlib import Path
-from typing import NamedTuple
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Callable, Iterable
+from typing import Any
 
 import grpc
 
 from inferplane.common.v1.errors_pb2 import ErrorReason
 from inferplane.server.errors import InferplaneError
-from inferplane.server.fairness import FairGate, GateFullError
+from inferplane.server.fairness import FairGate
 from inferplane.server.rpc.call import Call
 
 __all__ = ["BodyReader"]
 
+_FULL = "too many requests arrive at once"
 QUICK = 64
 QUICK_EACH = 32
 """Bodies that are read at once, of all callers and of one."""
+PUBLIC_QUICK = 16
+PUBLIC_QUICK_EACH = 8
+"""The same for public methods: fewer, because until they are slow nobody knows what they hold."""
 SLOW_AFTER = 0.1
 """Seconds after which a body counts among the slow ones instead."""
 WAITING = 4000
 WAITING_EACH = 1000
 SWEEP_INTERVAL = 0.05
+LOWEST_OF = 10.0
+"""Seconds of which the least memory is what the process takes without strangers' slow bodies. What was let go a moment
+ago may not be free yet: taken for the process's own, it would let the next bodies have as much again, and so on."""
 PUBLIC_TIME_LIMIT = 5.0
 PUBLIC_BUDGET = 64 << 20
 MOST_PUBLIC = 256
 """Slow bodies of public methods; beyond them the oldest goes."""
-
-
-class _Reading(NamedTuple):
-    since: float
-    gate: FairGate
-    caller: str
-    public: bool
 
 
 class BodyReader:
@@ -47,80 +47,118 @@ class BodyReader:
     must be whole after `time_limit` seconds, of public methods after 5."""
 
     def __init__(self, budget: int, time_limit: float) -> None:
-        self._gate = FairGate(capacity=QUICK, each=QUICK_EACH, waiting=WAITING, waiting_each=WAITING_EACH)
-        self._public_gate = FairGate(capacity=QUICK, each=QUICK_EACH, waiting=WAITING, waiting_each=WAITING_EACH)
-        self._budget = budget
+        self._gate = FairGate(_FULL, capacity=QUICK, each=QUICK_EACH, waiting=WAITING, waiting_each=WAITING_EACH)
+        self._public_gate = FairGate(
+            _FULL, capacity=PUBLIC_QUICK, each=PUBLIC_QUICK_EACH, waiting=WAITING, waiting_each=WAITING_EACH
+        )
         self._time_limit = time_limit
-        self._quick: dict[Call, _Reading] = {}
-        self._slow: dict[Call, _Reading] = {}
-        self._level = 0
+        self._quick: dict[Call, float] = {}
+        self._slow: dict[Call, float] = {}
+        self._streams: dict[Call, None] = {}
+        self._levels: dict[Call, int] = {}
+        self._recent: deque[int] = deque(maxlen=round(LOWEST_OF / SWEEP_INTERVAL))
+        self._budget = budget
+        self.explained: Callable[[], int] = int
+        """Bytes that this process holds for something else, and will let go: they are not weighed."""
 
     async def read(self, call: Call) -> bytes:
         """The body. Raises MALFORMED_REQUEST where there is none, and OVERLOADED.
 
         One that is too slow ends its call, with OVERLOADED or STREAM_STALLED.
         """
-        public = bool(call.method.access.public)
-        gate, caller = (self._public_gate, call.peer) if public else (self._gate, call.principal.subject)
+        gate, caller = self._gate_of(call)
         if not gate.try_enter(caller, 1):
-            await self._wait(gate, caller)
-        self._quick[call] = _Reading(time.monotonic(), gate, caller, public)
+            await gate.enter(caller, 1)
+        self._quick[call] = time.monotonic()
         try:
             body = await call.context.read()
         finally:
-            if self._quick.pop(call, None) is not None:
+            if call in self._quick:
+                del self._quick[call]
                 gate.leave(caller, 1)
             else:
-                self._slow.pop(call, None)
+                del self._slow[call]
         if body is grpc.aio.EOF:
             raise InferplaneError(ErrorReason.ERROR_REASON_MALFORMED_REQUEST, detail="there is none")
         return body  # type: ignore[no-any-return] # bytes, where there is no deserialiser
 
+    def _gate_of(self, call: Call) -> tuple[FairGate, str]:
+        """Where the call waits for its turn, and as whom."""
+        if call.method.access.public:
+            return self._public_gate, call.peer
+        return self._gate, call.principal.subject
+
+    async def message(self, call: Call) -> Any:
+        """The next message of a stream, or EOF. While it does not come it counts among what arrives slowly: nobody but
+        gRPC knows how much of it is there. Streams have limits of their own for the time."""
+        self._streams[call] = None
+        try:
+            return await call.context.read()
+        finally:
+            self._streams.pop(call, None)
+            self._levels.pop(call, None)
+
+    async def messages(self, call: Call) -> AsyncIterator[bytes]:
+        """All messages of a stream."""
+        while (message := await self.message(call)) is not grpc.aio.EOF:
+            yield message
+
     async def sweep(self) -> None:
         """Look after the slow ones, until cancelled."""
-        while True:
-            await asyncio.sleep(SWEEP_INTERVAL)
-            now = time.monotonic()
-            # In the order of their beginnings.
-            for call in [call for call, reading in self._quick.items() if now - reading.since > SLOW_AFTER]:
-                self._demote(call)
-            for call, reading in list(self._slow.items()):
-                if now - reading.since > (PUBLIC_TIME_LIMIT if reading.public else self._time_limit):
-                    call.end(InferplaneError(ErrorReason.ERROR_REASON_STREAM_STALLED))
-            if self._slow:
-                self._shed()
-
-    async def _wait(self, gate: FairGate, caller: str) -> None:
+        # Opened once: where no descriptor is left, slow bodies are looked after all the same.
+        statm = os.open("/proc/self/statm", os.O_RDONLY)
         try:
-            await gate.enter(caller, 1)
-        except GateFullError:
-            raise InferplaneError.overloaded("too many requests arrive at once") from None
+            while True:
+                await asyncio.sleep(SWEEP_INTERVAL)
+                self._look(time.monotonic(), statm)
+        finally:
+            os.close(statm)
+
+    def _look(self, now: float, statm: int) -> None:
+        # In the order of their beginnings.
+        for call in [call for call, since in self._quick.items() if now - since > SLOW_AFTER]:
+            self._demote(call)
+        for call, since in list(self._slow.items()):
+            if now - since > (PUBLIC_TIME_LIMIT if call.method.access.public else self._time_limit):
+                call.end(InferplaneError(ErrorReason.ERROR_REASON_STREAM_STALLED))
+        self._recent.append(_resident(statm))
+        if self._slow or self._streams:
+            self._shed(self._recent[-1])
 
     def _demote(self, call: Call) -> None:
-        reading = self._quick.pop(call)
-        reading.gate.leave(reading.caller, 1)
-        if not self._slow:
-            self._level = _resident()
-        self._slow[call] = reading
+        since = self._quick.pop(call)
+        gate, caller = self._gate_of(call)
+        gate.leave(caller, 1)
+        self._slow[call] = since
 
-    def _shed(self) -> None:
-        """End slow bodies where they are too many or the process has grown by too much since there were none."""
-        public = [call for call, reading in self._slow.items() if reading.public]
-        for call in public[: max(0, len(public) - MOST_PUBLIC)]:
+    def _shed(self, resident: int) -> None:
+        """End what arrives slowly where it is too much, or where the process, of `resident` bytes now, has grown by too
+        much since it began."""
+        slow = [call for call in self._slow if call.method.access.public]
+        for call in slow[: max(0, len(slow) - MOST_PUBLIC)]:
             call.end(InferplaneError.overloaded("too many requests arrive slowly"))
-        grown = _resident() - self._level
-        if public and grown > PUBLIC_BUDGET:
-            for call in public:
-                call.end(InferplaneError.overloaded("requests that arrive slowly hold too much"))
-        elif grown > self._budget:
-            # Half of what its heaviest caller has, the newest, and again after a while if that was not enough.
-            slow_of = Counter(reading.caller for reading in self._slow.values() if not reading.public)
-            heaviest, count = slow_of.most_common(1)[0]
-            theirs = [call for call, reading in self._slow.items() if reading.caller == heaviest]
-            for call in theirs[count // 2 :]:
-                call.end(InferplaneError.overloaded("requests that arrive slowly hold too much"))
+        arriving = (*self._slow, *self._streams)
+        lowest = min(self._recent, default=resident)
+        first = {call: lowest if call.method.access.public else resident for call in arriving}
+        self._levels = {call: min(self._levels.get(call, level), resident) for call, level in first.items()}
+        grown = {call: resident - level - self.explained() for call, level in self._levels.items()}
+        public = [call for call in arriving if call.method.access.public and grown[call] > PUBLIC_BUDGET]
+        known = [call for call in arriving if not call.method.access.public and grown[call] > self._budget]
+        if public:
+            self._end(public, resident)
+        elif known:
+            # Half of what the heaviest of their callers has, the newest, and again if that was not enough.
+            heaviest, count = Counter(call.principal.subject for call in known).most_common(1)[0]
+            theirs = [call for call in known if call.principal.subject == heaviest]
+            self._end(theirs[count // 2 :], resident)
+
+    def _end(self, calls: Iterable[Call], resident: int) -> None:
+        for call in calls:
+            call.end(InferplaneError.overloaded("requests that arrive slowly hold too much"))
+        # What they held is used again before the process grows; the others are weighed anew.
+        self._levels = dict.fromkeys(self._levels, resident)
 
 
-def _resident() -> int:
+def _resident(statm: int) -> int:
     """Bytes of this process in memory (proc_pid_statm(5))."""
-    return int(Path("/proc/self/statm").read_bytes().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return int(os.pread(statm, 200, 0).split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import Any, TypeAlias
 
@@ -13,7 +13,9 @@ from inferplane.server.access.principal import ANONYMOUS, Principal
 from inferplane.server.errors import InferplaneError
 from inferplane.server.ids import uuid7_text
 from inferplane.server.rpc.methods import Method
+from inferplane.server.rpc.peers import address_of
 from inferplane.server.storage.audit import Actor
+from inferplane.server.storage.database import works_for
 
 __all__ = ["Call", "Context", "current_call"]
 
@@ -43,8 +45,16 @@ class Call:
         self.code: grpc.StatusCode = grpc.StatusCode.OK
         self.reason = ""
         self.ending: InferplaneError | None = None
-        self.checks: list[Callable[[Message], None]] = []
-        self.standing: list[Callable[[], None]] = []
+        self.checks: Sequence[Callable[[Message], None]] = ()
+        self.standing: Sequence[Callable[[], None]] = ()
+
+    def must_pass(self, check: Callable[[Message], None]) -> None:
+        """Apply `check` to each message."""
+        self.checks = (*self.checks, check)
+
+    def rests_on(self, check: Callable[[], None]) -> None:
+        """Ask `check` again while a stream lasts; it raises InferplaneError where the stream must end."""
+        self.standing = (*self.standing, check)
 
     def admit(self, message: Message) -> None:
         """Apply what the interceptors check on each message; raises InferplaneError."""
@@ -53,8 +63,8 @@ class Call:
 
     @property
     def peer(self) -> str:
-        """The address that the call comes from, without its port."""
-        return str(self.context.peer()).rpartition(":")[0]
+        """Who sends it, as far as the address tells."""
+        return address_of(str(self.context.peer()))
 
     def end(self, error: InferplaneError) -> None:
         """End the call with `error`, from outside of its task."""
@@ -65,6 +75,12 @@ class Call:
     def enter(self) -> None:
         """Make this the task's current call."""
         _current.set(self)
+        works_for(self._sharer)
+
+    def _sharer(self) -> str:
+        if self.principal is ANONYMOUS:
+            return self.peer
+        return f"{self.principal.subject} {self.principal.on_behalf_of}"
 
     @property
     def actor(self) -> Actor:

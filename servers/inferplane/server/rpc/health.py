@@ -7,6 +7,7 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2
 
+from inferplane.server.rpc.call import current_call
 from inferplane.server.rpc.standard_protos import HealthListRequest, HealthListResponse
 
 __all__ = ["SERVICE", "HealthBoard", "health_handlers"]
@@ -87,6 +88,7 @@ class _HealthService:
         serving = self._board.serving(request.service)
         if serving is None:
             # The protocol asks for this bare status.
+            current_call().code = grpc.StatusCode.NOT_FOUND
             await context.abort(grpc.StatusCode.NOT_FOUND, "unknown service")
         return _response(serving)
 

@@ -51,7 +51,7 @@ UNKNOWN = "unknown"
 
 class Pipeline:
     """Wraps handlers, and answers calls of methods that do not exist. `check` is what bodies must pass where a
-    service names nothing else."""
+    service names nothing else, `public_check` those of public methods."""
 
     def __init__(
         self,
@@ -60,12 +60,14 @@ class Pipeline:
         calls: RunningCalls,
         bodies: BodyReader,
         check: BodyCheck,
+        public_check: BodyCheck,
     ) -> None:
         self._interceptors = interceptors
         self._pacing = pacing
         self._calls = calls
         self._bodies = bodies
         self._check = check
+        self._public_check = public_check
 
     def wrap_service(
         self, service: str, handlers: Mapping[str, Handler], checks: Mapping[str, BodyCheck] | None = None
@@ -83,24 +85,24 @@ class Pipeline:
         read = _deserializer(handler)
         write = cast("Callable[[Message], bytes]", handler.response_serializer or bytes)
         behaviour = _behaviour(handler)
-        check = check or self._check
+        check = check or (self._public_check if method.access.public else self._check)
 
-        async def requests(call: Call, raw: AsyncIterator[bytes]) -> Any:
+        async def requests(call: Call) -> Any:
             if handler.request_streaming:
-                return self._read_stream(call, raw, read, check)
+                return self._read_stream(call, read, check)
             body = await self._bodies.read(call)
             check(body)
             return _admitted(call, read(body))
 
-        async def answer(raw: AsyncIterator[bytes], context: Context) -> bytes:
+        async def answer(_requests: Any, context: Context) -> bytes:
             async with self.around(method, context) as call:
-                return write(await behaviour(await requests(call, raw), context))
+                return write(await behaviour(await requests(call), context))
 
-        async def answer_stream(raw: AsyncIterator[bytes], context: Context) -> None:
+        async def answer_stream(_requests: Any, context: Context) -> None:
             # Written, not yielded: a cancelled call then always ends inside the interceptors.
             async with (
                 self.around(method, context) as call,
-                aclosing(behaviour(await requests(call, raw), context)) as answers,
+                aclosing(behaviour(await requests(call), context)) as answers,
             ):
                 async for message in answers:
                     await context.write(write(message))
@@ -123,9 +125,9 @@ class Pipeline:
             yield call
 
     async def _read_stream(
-        self, call: Call, raw: AsyncIterator[bytes], read: Callable[[bytes], Message], check: BodyCheck
+        self, call: Call, read: Callable[[bytes], Message], check: BodyCheck
     ) -> AsyncIterator[Message]:
-        async for data in self._pacing(call, raw):
+        async for data in self._pacing(call, self._bodies.messages(call)):
             check(data)
             yield _admitted(call, read(data))
 

@@ -23,6 +23,8 @@ AT_ONCE = 50
 MOST_STREAMS = 100
 MOST_STREAMS_IN_ALL = 5000
 """Streams of one caller and of all, in one process."""
+MOST_PUBLIC_STREAMS_IN_ALL = 1000
+"""The same of all who need not say who they are; they have places of their own."""
 
 
 class RunningCalls:
@@ -34,6 +36,7 @@ class RunningCalls:
         self._draining = False
         self._streams_of: Counter[str] = Counter()
         self._claims: dict[Call, str] = {}
+        self._public_claims: dict[Call, str] = {}
 
     @contextmanager
     def tracking(self, call: Call) -> Iterator[None]:
@@ -52,16 +55,19 @@ class RunningCalls:
 
     def claim_stream(self, call: Call) -> None:
         """Count a stream against its caller, or where nobody is known its address; raises OVERLOADED."""
-        caller = call.peer if call.method.access.public else call.principal.subject
-        if self._streams_of[caller] >= MOST_STREAMS or len(self._claims) >= MOST_STREAMS_IN_ALL:
+        if call.method.access.public:
+            caller, claims, most = call.peer, self._public_claims, MOST_PUBLIC_STREAMS_IN_ALL
+        else:
+            caller, claims, most = call.principal.subject, self._claims, MOST_STREAMS_IN_ALL
+        if self._streams_of[caller] >= MOST_STREAMS or len(claims) >= most:
             raise InferplaneError.overloaded("too many streams are open")
         self._streams_of[caller] += 1
-        self._claims[call] = caller
+        claims[call] = caller
 
     def discard(self, call: Call) -> None:
         """The call is through."""
         self._calls.discard(call)
-        if (caller := self._claims.pop(call, None)) is not None:
+        if (caller := self._claims.pop(call, None) or self._public_claims.pop(call, None)) is not None:
             self._streams_of[caller] -= 1
             if not self._streams_of[caller]:
                 del self._streams_of[caller]

@@ -20,11 +20,15 @@ __all__ = ["RpcServer"]
 REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 METADATA_LIMIT = 64 << 10
 LOOKAHEAD = 64 << 10
+NO_COMPRESSION = 1
+"""The bit of `identity`, alone (grpc/impl/compression_types.h)."""
 STREAM_GRACE = 15.0
 MAX_CONNECTION_IDLE_MS = 600_000
 HANDSHAKE_MS = 10_000
 USUAL_BODY = 1 << 20
 """Bytes of a request where its service allows no more: to parse 4 MiB of empty parts would take half a second."""
+PUBLIC_BODY = 16 << 10
+"""The same of methods that anybody may call; the longest has a password and a token."""
 STREAM_FAREWELL = 0.2
 
 
@@ -41,6 +45,8 @@ def channel_arguments(settings: Settings, max_message_size: int) -> list[tuple[s
         ("grpc.http2.lookahead_bytes", LOOKAHEAD),
         ("grpc.max_concurrent_streams", settings.max_streams_per_connection),
         ("grpc.max_allowed_incoming_connections", settings.max_connections),
+        # A stranger's 32 KiB would be 32 MiB here before anybody has looked at them.
+        ("grpc.compression_enabled_algorithms_bitset", NO_COMPRESSION),
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 20_000),
         ("grpc.keepalive_permit_without_calls", 1),
@@ -76,7 +82,12 @@ class RpcServer:
         self.calls = RunningCalls(settings.max_connection_age)
         self.bodies = BodyReader(settings.slow_body_budget, settings.unary_deadline)
         self._pipeline = Pipeline(
-            interceptors(guards), guards.deadlines.pace, self.calls, self.bodies, at_most(USUAL_BODY)
+            interceptors(guards),
+            guards.deadlines.pace,
+            self.calls,
+            self.bodies,
+            at_most(USUAL_BODY),
+            at_most(PUBLIC_BODY),
         )
         self._server = grpc.aio.server(options=channel_arguments(settings, max_message_size))
         self._services: list[str] = []

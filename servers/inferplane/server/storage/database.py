@@ -1,8 +1,9 @@
 """The engine of one service: its role, its pool, and what a failing database looks like to callers."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 
 import asyncpg
 from sqlalchemy import URL, make_url
@@ -12,13 +13,18 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from inferplane.common.v1.errors_pb2 import ErrorReason
 from inferplane.server.errors import InferplaneError
+from inferplane.server.fairness import FairGate
 from inferplane.server.settings import ServiceName, Settings
 
-__all__ = ["ENDS_WITH_US", "Database", "asyncpg_dsn", "database_url", "role_of"]
+__all__ = ["ENDS_WITH_US", "Database", "asyncpg_dsn", "database_url", "role_of", "works_for"]
 
 CONNECT_TIMEOUT = 3.0
 COMMAND_TIMEOUT = 15.0
 POOL_TIMEOUT = 5.0
+_FULL = "too much waits for the database"
+WAITING = 1000
+WAITING_EACH = 500
+"""Transactions that may wait for a connection, of all callers and of one."""
 
 ENDS_WITH_US = {
     "tcp_keepalives_idle": "15",
@@ -31,6 +37,14 @@ ENDS_WITH_US = {
 _OUTAGES = (OperationalError, InterfaceError, PoolTimeoutError, OSError, TimeoutError)
 _OUTAGE_STATES = ("08", "57P", "53")
 """SQLSTATE classes of a lost connection, an operator's intervention and exhausted resources."""
+
+
+_work_of: ContextVar[Callable[[], str]] = ContextVar("inferplane_work_of", default=str)
+
+
+def works_for(caller: Callable[[], str]) -> None:
+    """What this task does from now on, it does for whom `caller` names when it is asked; else for nobody."""
+    _work_of.set(caller)
 
 
 def role_of(service: ServiceName) -> str:
@@ -90,10 +104,15 @@ class Database:
         if role is not None:
             server_settings["role"] = role
         self.service = service
+        size = settings.database_pool_size
+        most, each = 2 * size, max(1, 2 * size * 3 // 4)
+        self._turns = FairGate(
+            _FULL, capacity=most, each=each, waiting=WAITING, waiting_each=WAITING_EACH, displace=True
+        )
         self._engine: AsyncEngine = create_async_engine(
             url,
-            pool_size=settings.database_pool_size,
-            max_overflow=settings.database_pool_size,
+            pool_size=size,
+            max_overflow=size,
             pool_timeout=POOL_TIMEOUT,
             pool_pre_ping=True,
             # Errors are logged, and parameters are password hashes and tokens' hashes among others.
@@ -107,9 +126,25 @@ class Database:
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncConnection]:
-        """One transaction, rolled back unless it is committed inside."""
-        async with outages_as_unavailable(), self._engine.connect() as connection:
+        """One transaction, rolled back unless it is committed inside.
+
+        Callers take turns at the connections. Raises OVERLOADED where too many wait, and DEPENDENCY_UNAVAILABLE.
+        """
+        async with outages_as_unavailable(), self._turn(), self._engine.connect() as connection:
             yield connection
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        caller = _work_of.get()()
+        try:
+            async with asyncio.timeout(POOL_TIMEOUT):
+                await self._turns.enter(caller, 1)
+        except TimeoutError:
+            raise InferplaneError.overloaded(_FULL) from None
+        try:
+            yield
+        finally:
+            self._turns.leave(caller, 1)
 
     async def close(self) -> None:
         """Close all connections."""

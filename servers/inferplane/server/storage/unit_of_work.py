@@ -132,7 +132,7 @@ class UnitOfWorkFactory:
         async with self._database.transaction() as connection:
             yield UnitOfWork(connection, self._database.service.value, actor, self._keys)
 
-    async def forget_old_answers(self) -> None:
+    async def delete_old_answers(self) -> None:
         """Delete the idempotency records that are past their lifetime."""
         async with self._database.transaction() as connection:
             await connection.execute(

@@ -9,7 +9,7 @@ from tritonclient.grpc import service_pb2
 
 from inferplane.server.access.snapshot import Route, Target
 from inferplane.server.inference.wire import LENGTH_DELIMITED, Field, TooManyFieldsError, scan
-from inferplane.server.tensors import ITEM_SIZES, TensorSpec
+from inferplane.server.tensors import TensorSpec, raw_fits
 
 __all__ = ["Answer", "Output", "UnfitAnswerError", "read_answer"]
 
@@ -91,7 +91,7 @@ def _output(tensor: Any, spec: TensorSpec | None, start: int, end: int, classes:
         raise UnfitAnswerError(f"output '{tensor.name[:64]}' is {tensor.datatype[:16]}, not {datatype}")
     if not classes:
         _check_shape(tensor.name, shape, spec.shape or (1,))
-    if (item := ITEM_SIZES.get(datatype)) is not None and end - start != math.prod(shape) * item:
+    if not raw_fits(datatype, math.prod(shape), end - start):
         raise UnfitAnswerError(f"output '{tensor.name[:64]}' has {end - start} bytes for the shape {list(shape)}")
     return Output(tensor.name, datatype, shape, start, end)
 

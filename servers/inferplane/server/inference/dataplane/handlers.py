@@ -62,8 +62,8 @@ def fused_handlers(
             raise AssertionError("error translation let an error pass") from error
         finally:
             calls.discard(call)
+        unread.release_when_sent(call.task, call.principal.subject, len(answer.data))
         context.set_trailing_metadata(((PREDICTION_ID_KEY, call.request_id), (REQUEST_ID_KEY, call.request_id)))
-        unread.hold_until_sent(call.task, call.principal.subject, len(answer.data))
         return answer.data
 
     async def model_stream_infer(_requests: Any, context: Context) -> None:
@@ -78,7 +78,7 @@ def fused_handlers(
                     outcomes.turned_away(call.request_id, call.principal.subject, call.ending or error)
                     raise
                 context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))
-                await PredictionStream(call, forwarder, admission, unread, stream_idle_limit).run()
+                await PredictionStream(call, forwarder, admission, bodies, unread, stream_idle_limit).run()
 
     return {
         "ModelInfer": grpc.stream_unary_rpc_method_handler(model_infer),

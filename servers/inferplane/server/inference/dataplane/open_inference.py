@@ -1,6 +1,7 @@
 """The Open Inference Protocol as Triton speaks it, for unmodified Triton clients."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import grpc
@@ -32,7 +33,8 @@ def governed_handlers(
             continue
         request = getattr(service_pb2, method.input_type.name)
         if method.name in FORWARDED:
-            behaviour, read = _forward(link, method.name, lambda _request: None), request.FromString
+            # They ask for nothing in particular; what a stranger wrote into them is not Triton's to read.
+            behaviour, read = _forward(link, method.name, lambda _request: None), partial(_empty, request)
         elif method.name == "ServerReady":
             behaviour, read = _server_ready(serving), request.FromString
         elif method.name == "ModelReady":
@@ -89,10 +91,20 @@ def _ready(link: TritonLink, policy: Callable[[], PolicySnapshot]) -> Callable[.
 def _deployed(policy: Callable[[], PolicySnapshot]) -> Callable[[Any], None]:
     def check(request: Any) -> None:
         # A Triton of the user's own may hold models that were never deployed here: they are not ours to show.
-        if request.name not in policy().routes:
+        route = policy().routes.get(request.name)
+        if route is None:
             raise InferplaneError(ErrorReason.ERROR_REASON_DEPLOYMENT_NOT_FOUND, deployment=request.name)
+        version = str(route.target.version)
+        if request.version not in ("", version):
+            raise InferplaneError(
+                ErrorReason.ERROR_REASON_MODEL_VERSION_NOT_FOUND, deployment=request.name, version=version
+            )
 
     return check
+
+
+def _empty(request: Callable[[], Any], _body: bytes) -> Any:
+    return request()
 
 
 async def _refuse(_request: Any, _context: Context) -> bytes:

@@ -13,6 +13,7 @@ from inferplane.server.errors import InferplaneError
 from inferplane.server.inference.records.labels import LabelSource
 from inferplane.server.inference.records.notes import Note, Notes
 from inferplane.server.limits import MAX_CLIENT_REQUEST_ID
+from inferplane.server.log_pace import LogPace
 from inferplane.server.rpc.errors import reason_name, status_code
 
 __all__ = ["Attempt", "Outcomes"]
@@ -55,32 +56,6 @@ class Attempt:
             self.client_request_id = kept.replace("\0", "")
 
 
-class _Pace:
-    """Lets a number of log lines a second pass and counts the others."""
-
-    def __init__(self, a_second: int) -> None:
-        self._a_second = a_second
-        self._second = 0
-        self._passed = 0
-        self.suppressed = 0
-
-    def passes(self) -> bool:
-        """Whether one more line may be written now."""
-        second = int(time.monotonic())
-        if second != self._second:
-            self._second, self._passed = second, 0
-        self._passed += 1
-        if self._passed > self._a_second:
-            self.suppressed += 1
-            return False
-        return True
-
-    def take_suppressed(self) -> int:
-        """How many lines were not written since the last one."""
-        suppressed, self.suppressed = self.suppressed, 0
-        return suppressed
-
-
 class Outcomes:
     """Counts, logs and notes outcomes.
 
@@ -102,8 +77,8 @@ class Outcomes:
             buckets=BUCKETS, registry=registry,
         )  # fmt: skip
         self._succeeded: dict[str, tuple[Any, Any]] = {}
-        self._pace = _Pace(LOGGED_A_SECOND)
-        self._failure_pace = _Pace(FAILURES_LOGGED_A_SECOND)
+        self._pace = LogPace(LOGGED_A_SECOND)
+        self._failure_pace = LogPace(FAILURES_LOGGED_A_SECOND)
 
     def succeeded(self, attempt: Attempt, target: Target, labels: LabelSource | None) -> None:
         """The call was answered by `target`."""

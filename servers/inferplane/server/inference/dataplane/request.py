@@ -14,9 +14,9 @@ from tritonclient.grpc import service_pb2
 from inferplane.common.v1.errors_pb2 import ErrorReason
 from inferplane.server.errors import InferplaneError, invalid_field
 from inferplane.server.inference.wire import LENGTH_DELIMITED, Field, TooManyFieldsError, scan
-from inferplane.server.tensors import ITEM_SIZES, Signature, TensorSpec
+from inferplane.server.tensors import ITEM_SIZES, Signature, TensorSpec, raw_fits
 
-__all__ = ["Envelope", "InferRequest", "check_request", "raw_contents", "read_envelope", "read_head"]
+__all__ = ["Envelope", "InferRequest", "check_request", "raw_positions", "read_envelope", "read_head"]
 
 PARSED_WHOLE = 4 << 10
 """Messages of up to so many bytes cost little, whatever they hold, and are parsed at once."""
@@ -67,7 +67,7 @@ class InferRequest(NamedTuple):
         }
 
 
-def raw_contents(data: bytes) -> list[tuple[int, int]]:
+def raw_positions(data: bytes) -> list[tuple[int, int]]:
     """Where the raw contents of a request that was read lie, from and to; none where it is odd in a way that protobuf
     allows and a scan does not."""
     try:
@@ -218,13 +218,11 @@ def _check_raw(index: int, tensor: Any, spec: TensorSpec, size: int, elements: i
     if tensor.HasField("contents"):
         raise invalid_field(f"inputs[{index}].contents", "must not be given beside raw_input_contents")
     path = f"raw_input_contents[{index}]"
-    item = ITEM_SIZES.get(spec.datatype)
-    if item is None:
-        # Each element of BYTES is preceded by its length in 4 bytes.
-        if size < 4 * elements:
-            raise invalid_field(path, f"must hold {elements} elements of '{spec.name[:64]}', which {size} bytes cannot")
-    elif size != elements * item:
-        raise invalid_field(path, f"must hold {elements * item} bytes for the shape of '{spec.name[:64]}', not {size}")
+    if raw_fits(spec.datatype, elements, size):
+        return
+    if (item := ITEM_SIZES.get(spec.datatype)) is None:
+        raise invalid_field(path, f"must hold {elements} elements of '{spec.name[:64]}', which {size} bytes cannot")
+    raise invalid_field(path, f"must hold {elements * item} bytes for the shape of '{spec.name[:64]}', not {size}")
 
 
 def _check_typed(index: int, tensor: Any, spec: TensorSpec, elements: int) -> None:

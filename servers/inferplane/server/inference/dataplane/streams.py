@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import time
+from typing import NamedTuple
 
 import grpc
 import structlog
@@ -17,6 +18,7 @@ from inferplane.server.ids import uuid7_text
 from inferplane.server.inference.dataplane.forwarder import Forwarder
 from inferplane.server.inference.dataplane.unread import UnreadAnswers
 from inferplane.server.inference.wire import length_prefixed
+from inferplane.server.rpc.bodies import BodyReader
 from inferplane.server.rpc.call import Call
 from inferplane.server.rpc.errors import public_message
 
@@ -36,26 +38,40 @@ MOST_NAMES = 16
 PREDICTION_ID_PARAMETER = "inferplane_prediction_id"
 
 
+class _Reply(NamedTuple):
+    """A message for the client, and how many bytes of it are held as unread."""
+
+    message: bytes
+    held: int
+
+
 class PredictionStream:
     """Answers each request as ModelInfer would; one that is refused or fails is answered by an `error_message`, as
     Triton does it, and the stream goes on. It is idle, and ends after `idle` seconds, where nothing arrives, nothing is
     under way and no answer could be written."""
 
     def __init__(
-        self, call: Call, forwarder: Forwarder, admission: Admission, unread: UnreadAnswers, idle: float
+        self,
+        call: Call,
+        forwarder: Forwarder,
+        admission: Admission,
+        bodies: BodyReader,
+        unread: UnreadAnswers,
+        idle: float,
     ) -> None:
         self._call = call
         self._forwarder = forwarder
         self._admission = admission
+        self._bodies = bodies
         self._unread = unread
         self._idle = idle
         self._moved = time.monotonic()
-        self._answers: asyncio.Queue[asyncio.Task[bytes] | None] = asyncio.Queue(IN_FLIGHT)
-        self._under_way: set[asyncio.Task[bytes]] = set()
-        self._latest_part: asyncio.Task[bytes] | None = None
+        self._answers: asyncio.Queue[asyncio.Task[_Reply] | None] = asyncio.Queue(IN_FLIGHT)
+        self._under_way: set[asyncio.Task[_Reply]] = set()
+        self._latest_part: asyncio.Task[_Reply] | None = None
         self._names: set[str] = set()
-        call.standing.append(self._check_progress)
-        call.standing.append(self._check_caller)
+        call.rests_on(self._check_progress)
+        call.rests_on(self._check_caller)
 
     async def run(self) -> None:
         """Serve until the client has said its last and has been answered."""
@@ -73,7 +89,7 @@ class PredictionStream:
                 self._let_go(answered)
 
     async def _read(self) -> None:
-        while (data := await self._call.context.read()) is not grpc.aio.EOF:
+        while (data := await self._bodies.message(self._call)) is not grpc.aio.EOF:
             self._moved = time.monotonic()
             # Parts of one sequence reach Triton in order only if each waits for the one before it.
             of_a_sequence = SEQUENCE in data[:SEARCHED]
@@ -89,34 +105,33 @@ class PredictionStream:
 
     async def _write(self) -> None:
         while (task := await self._answers.get()) is not None:
-            answer = await task
+            reply = await task
             self._moved = time.monotonic()
-            await self._call.context.write(answer)
+            await self._call.context.write(reply.message)
             self._moved = time.monotonic()
             self._let_go(task)
 
-    def _let_go(self, task: "asyncio.Task[bytes]") -> None:
+    def _let_go(self, task: "asyncio.Task[_Reply]") -> None:
         """The answer was written, or never will be."""
         self._under_way.discard(task)
         if not task.cancelled() and task.exception() is None:
-            self._unread.release(self._call.principal.subject, len(task.result()))
+            self._unread.release(self._call.principal.subject, task.result().held)
 
-    async def _answer(self, data: bytes) -> bytes:
+    async def _answer(self, data: bytes) -> "_Reply":
         prediction_id = uuid7_text()
         try:
             self._unread.check(self._call.principal.subject)
             answer = await self._forwarder.predict(self._call.principal, prediction_id, data)
         except InferplaneError as error:
-            return _refusal(error, data)
+            return _Reply(_refusal(error, data), 0)
         except Exception:
             # One request that nobody foresaw must not end the others.
             log.exception("unhandled_exception", method=self._call.method.path, request_id=prediction_id)
-            return _refusal(InferplaneError(ErrorReason.ERROR_REASON_INTERNAL), data)
+            return _Reply(_refusal(InferplaneError(ErrorReason.ERROR_REASON_INTERNAL), data), 0)
         if len(self._names) < MOST_NAMES:
             self._names.add(answer.deployment)
         message = length_prefixed(_INFER_RESPONSE, answer.data + _said_of_each(prediction_id))
-        self._unread.hold(self._call.principal.subject, len(message))
-        return message
+        return _Reply(message, len(answer.data))
 
     def _check_caller(self) -> None:
         """Whether the caller may still do what this stream has done so far."""

@@ -31,8 +31,10 @@ class UnreadAnswers:
             raise InferplaneError.overloaded("too many answers have not been read")
 
     def hold(self, caller: str, size: int) -> None:
-        """Count an answer, until `release`."""
+        """Count an answer, until `release`; raises OVERLOADED where it is one too many. Many may have been asked for
+        while none was there."""
         if size > SMALL:
+            self.check(caller)
             self._held[caller] += size
             self._total += size
 
@@ -44,8 +46,7 @@ class UnreadAnswers:
             if not self._held[caller]:
                 del self._held[caller]
 
-    def hold_until_sent(self, task: "asyncio.Task[Any] | None", caller: str, size: int) -> None:
-        """Count the answer of a unary call whose task, gRPC's own, ends when it has been sent."""
+    def release_when_sent(self, task: "asyncio.Task[Any] | None", caller: str, size: int) -> None:
+        """The same for the answer of a unary call whose task, gRPC's own, ends when it has been sent."""
         if size > SMALL and task is not None:
-            self.hold(caller, size)
             task.add_done_callback(lambda _: self.release(caller, size))

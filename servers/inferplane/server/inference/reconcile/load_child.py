@@ -2,7 +2,7 @@
 
 It reads a LoadJob on standard input, takes the bytes from the artifact service into one buffer that is already the
 message for Triton, and sends that. It writes a line `credentials` whenever it needs call metadata, which comes back as
-a line of JSON, and an Outcome as its last line. When standard input ends, whoever started it is gone, and so is it.
+a line of JSON, and an LoadOutcome as its last line. When standard input ends, whoever started it is gone, and so is it.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ import grpc
 
 from inferplane.artifact.v1 import artifact_service_pb2, artifact_service_pb2_grpc
 from inferplane.server.inference.formats.load_request import LOAD_METHOD
-from inferplane.server.inference.reconcile.load_job import LoadJob, Outcome
+from inferplane.server.inference.reconcile.load_job import LoadJob, LoadOutcome
 
 RANGE = 128 << 20
 """Bytes asked for at once: each request carries credentials of its own, which last a minute."""
@@ -32,14 +32,14 @@ _OPTIONS = (("grpc.enable_http_proxy", 0), ("grpc.max_send_message_length", -1))
 Credentials = Callable[[], list[tuple[str, str]]]
 
 
-def load(job: LoadJob, credentials: Credentials) -> Outcome:
+def load(job: LoadJob, credentials: Credentials) -> LoadOutcome:
     """Take, verify and send the bytes."""
     try:
         message = _message(job, credentials)
     except grpc.RpcError as error:
-        return Outcome(artifact=_reason(error))
+        return LoadOutcome(artifact=_reason(error))
     if message is None:
-        return Outcome(artifact="BLOB_CORRUPT")
+        return LoadOutcome(artifact="BLOB_CORRUPT")
     with grpc.insecure_channel(job.triton, _OPTIONS) as channel:
         # Without a serializer, so that grpcio's own copy is the only one.
         call: Any = channel.unary_unary(LOAD_METHOD)
@@ -47,8 +47,8 @@ def load(job: LoadJob, credentials: Credentials) -> Outcome:
             call(message, metadata=job.triton_metadata, timeout=job.timeout)
         except grpc.RpcError as error:
             failed: Any = error
-            return Outcome(triton=failed.code().name, detail=(failed.details() or "")[:2000])
-    return Outcome(loaded=True)
+            return LoadOutcome(triton=failed.code().name, detail=(failed.details() or "")[:2000])
+    return LoadOutcome(loaded=True)
 
 
 def _message(job: LoadJob, credentials: Credentials) -> bytes | None:

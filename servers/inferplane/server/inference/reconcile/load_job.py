@@ -5,7 +5,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
-__all__ = ["LoadJob", "Outcome"]
+__all__ = ["LoadJob", "LoadOutcome"]
 
 Metadata = tuple[tuple[str, str], ...]
 
@@ -36,7 +36,7 @@ class LoadJob:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class LoadOutcome:
     """The last line of the child: `loaded`, or of whom it failed and how.
 
     `artifact` is the reason of an error of ours; `triton` is the name of a gRPC status, and `detail` its text.

@@ -20,7 +20,7 @@ from tritonclient.grpc import service_pb2
 from inferplane.common.v1.errors_pb2 import ErrorReason
 from inferplane.server.inference.formats.load_request import LOAD_METHOD
 from inferplane.server.inference.formats.onnx import load_head, probe_head
-from inferplane.server.inference.reconcile.load_job import LoadJob, Outcome
+from inferplane.server.inference.reconcile.load_job import LoadJob, LoadOutcome
 from inferplane.server.inference.triton_link import control_problem, said
 from inferplane.server.names import VERSION
 from inferplane.server.rpc.errors import CATALOG
@@ -101,7 +101,7 @@ class ModelLoader:
         try:
             await self._link.stub.RepositoryModelUnload(request, metadata=self._link.metadata, timeout=UNLOAD_TIMEOUT)
         except grpc.aio.AioRpcError as error:
-            _raise_for(Outcome(triton=error.code().name, detail=error.details() or ""))
+            _raise_for(LoadOutcome(triton=error.code().name, detail=error.details() or ""))
 
     async def _has_native_backend(self, name: str) -> bool:
         if self._native is None:
@@ -112,7 +112,7 @@ class ModelLoader:
             except grpc.aio.AioRpcError as error:
                 details = error.details() or ""
                 if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
-                    _raise_for(Outcome(triton=error.code().name, detail=details))
+                    _raise_for(LoadOutcome(triton=error.code().name, detail=details))
                 self._native = _NO_BACKEND.search(details) is None
         return self._native
 
@@ -128,9 +128,10 @@ class ModelLoader:
             timeout=LOAD_TIMEOUT,
         )
 
-    async def _run(self, job: LoadJob) -> Outcome:
+    async def _run(self, job: LoadJob) -> LoadOutcome:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
+            "-P",
             "-m",
             "inferplane.server.inference.reconcile.load_child",
             stdin=asyncio.subprocess.PIPE,
@@ -147,7 +148,7 @@ class ModelLoader:
         finally:
             await _end(process)
 
-    async def _converse(self, process: asyncio.subprocess.Process, job: LoadJob) -> Outcome:
+    async def _converse(self, process: asyncio.subprocess.Process, job: LoadJob) -> LoadOutcome:
         to_child, from_child = process.stdin, process.stdout
         if to_child is None or from_child is None:
             raise RuntimeError("the pipes were asked for")
@@ -156,7 +157,7 @@ class ModelLoader:
             while (line := await from_child.readline()) == b"credentials\n":
                 to_child.write(json.dumps(self._credentials()).encode() + b"\n")
             if line:
-                return Outcome(**json.loads(line))
+                return LoadOutcome(**json.loads(line))
         status = await process.wait()
         log.error("load_process_ended", exit_code=status, model_version=job.model_version)
         raise LoadRefusedError(f"the process that loads it ended with status {status}: out of memory?")
@@ -172,7 +173,7 @@ async def _end(process: asyncio.subprocess.Process) -> None:
     await asyncio.shield(asyncio.ensure_future(process.wait()))
 
 
-def _raise_for(outcome: Outcome) -> None:
+def _raise_for(outcome: LoadOutcome) -> None:
     if outcome.loaded:
         return
     if outcome.artifact:

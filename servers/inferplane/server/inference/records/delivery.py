@@ -8,8 +8,6 @@ from typing import Any, Protocol, cast
 
 import grpc
 import structlog
-from google.protobuf.duration_pb2 import Duration
-from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
@@ -62,7 +60,8 @@ class Delivery:
 
     async def flush(self) -> None:
         """Deliver all that is noted now, or as much as can be; for the end: what is left is counted as dropped."""
-        while (self._undelivered or len(self._notes)) and await self._deliver_batch():
+        # The first time in any case: a batch that is being prepared is neither here nor there.
+        while await self._deliver_batch() and (self._undelivered or len(self._notes)):
             pass
         if left := self._notes.in_delivery + len(self._notes):
             self._notes.dropped.inc(left)
@@ -122,28 +121,31 @@ def _messages(batch: list[Note]) -> list[list[PredictionRecord]]:
     messages: list[list[PredictionRecord]] = [[]]
     size = 0
     for record in map(_record, batch):
-        size += record.ByteSize()
+        bytes_of_it = record.ByteSize()
+        size += bytes_of_it
         if size > MAX_MESSAGE_BYTES and messages[-1]:
             messages.append([])
-            size = record.ByteSize()
+            size = bytes_of_it
         messages[-1].append(record)
     return messages
 
 
 def _record(note: Note) -> PredictionRecord:
     target = note.target
-    return PredictionRecord(
+    record = PredictionRecord(
         prediction_id=note.prediction_id,
         client_request_id=note.client_request_id,
         caller=note.caller,
         deployment=_deployment_name(note.deployment),
         model_version=_version_name(target.model, target.version),
         digest=target.digest,
-        request_time=Timestamp(seconds=note.arrived_ns // _SECOND, nanos=note.arrived_ns % _SECOND),
-        latency=Duration(seconds=note.latency_ns // _SECOND, nanos=note.latency_ns % _SECOND),
         status_code=note.status_code,
         predicted_labels=_labels(note),
     )
+    # In place: messages made apart would be copied, which takes as long as all the rest.
+    record.request_time.seconds, record.request_time.nanos = divmod(note.arrived_ns, _SECOND)
+    record.latency.seconds, record.latency.nanos = divmod(note.latency_ns, _SECOND)
+    return record
 
 
 @lru_cache(maxsize=256)

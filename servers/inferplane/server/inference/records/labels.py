@@ -1,11 +1,11 @@
 """Predicted classes, read from the output of a model that holds them."""
 
-import struct
+from itertools import islice
 
 import numpy as np
 
 from inferplane.server.limits import MAX_LABEL_LENGTH, MAX_LABELS
-from inferplane.server.tensors import NUMPY_TYPES
+from inferplane.server.tensors import NUMPY_TYPES, byte_elements
 
 __all__ = ["LabelSource", "label_source"]
 
@@ -19,20 +19,16 @@ MAX_LETTERS = 1 << 18
 class LabelSource:
     """What is kept of an output until somebody wants its labels: a copy of few bytes, so that the answer is let go."""
 
-    __slots__ = ("_content", "_datatype", "_labels", "_shape")
+    __slots__ = ("_content", "_datatype", "_labels", "_shape", "size")
 
     def __init__(self, datatype: str, shape: tuple[int, ...], content: bytes, labels: list[str] | None = None) -> None:
         self._datatype = datatype
         self._shape = shape
         self._content = content
         self._labels = labels
-
-    @property
-    def size(self) -> int:
+        # A text of Python's takes about 60 bytes beside its letters. Computed once: there may be 10,000.
+        self.size = len(content) if labels is None else sum(len(label.encode()) + 60 for label in labels)
         """About how many bytes this keeps."""
-        kept = len(self._content)
-        # A text of Python's takes about 60 bytes beside its letters.
-        return kept if self._labels is None else sum(len(label.encode()) + 60 for label in self._labels)
 
     def labels(self) -> list[str]:
         """One label for each row. Raises ValueError where the bytes do not hold what they should."""
@@ -54,10 +50,10 @@ def _labels(datatype: str, shape: tuple[int, ...], content: bytes | memoryview) 
     of each row's largest.
     """
     if datatype == "BYTES":
-        texts = _texts(content)
+        texts = list(islice(byte_elements(content), MAX_LABELS + 1))
         if len(texts) > MAX_LABELS:
             return []
-        labels = [text.decode(errors="replace").replace("\0", "\ufffd")[:MAX_LABEL_LENGTH] for text in texts]
+        labels = [_label(text) for text in texts]
         return labels if sum(map(len, labels)) <= MAX_LETTERS else []
     if datatype not in NUMPY_TYPES or not shape or shape[0] > MAX_LABELS:
         return []
@@ -69,11 +65,6 @@ def _labels(datatype: str, shape: tuple[int, ...], content: bytes | memoryview) 
     return [] if values.size > MAX_LABELS else [str(value) for value in values.reshape(-1).tolist()]
 
 
-def _texts(content: bytes | memoryview) -> list[bytes]:
-    texts: list[bytes] = []
-    position = 0
-    while position + 4 <= len(content) and len(texts) <= MAX_LABELS:
-        (length,) = struct.unpack_from("<I", content, position)
-        texts.append(bytes(content[position + 4 : position + 4 + min(length, 4 * MAX_LABEL_LENGTH)]))
-        position += 4 + length
-    return texts
+def _label(text: memoryview) -> str:
+    # No letter takes more than 4 bytes.
+    return str(text[: 4 * MAX_LABEL_LENGTH], "utf-8", "replace").replace("\0", "\ufffd")[:MAX_LABEL_LENGTH]

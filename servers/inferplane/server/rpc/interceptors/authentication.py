@@ -19,7 +19,7 @@ def authentication(admission: Admission) -> Interceptor:
         if not call.method.access.public:
             call.principal = await admission.authenticate(call.context.invocation_metadata() or ())
             # Not its expiry: an upload may take longer than a token lives.
-            call.standing.append(partial(admission.confirm_session, call.principal))
+            call.rests_on(partial(admission.confirm_session, call.principal))
         yield
 
     def intercept(call: Call) -> AbstractAsyncContextManager[None]:

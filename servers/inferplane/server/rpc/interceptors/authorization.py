@@ -1,8 +1,9 @@
 """Enforces the rule that the contract states for the method, on every message."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
+from itertools import islice
 from typing import Any
 
 from google.protobuf.message import Message
@@ -13,7 +14,7 @@ from inferplane.server.access.admission import Admission, denied
 from inferplane.server.access.principal import Principal
 from inferplane.server.access.snapshot import INSTALLATION
 from inferplane.server.errors import InferplaneError, invalid_field
-from inferplane.server.names import subject_of
+from inferplane.server.names import governed_name
 from inferplane.server.rpc.call import Call
 from inferplane.server.rpc.pipeline import Interceptor
 
@@ -51,14 +52,14 @@ def _authorize_permission(call: Call, rule: PermissionRule, admission: Admission
         return
     somewhere = partial(admission.authorize_somewhere, call.principal, rule.permission)
     somewhere()
-    call.standing.append(somewhere)
+    call.rests_on(somewhere)
     match rule.WhichOneof("target"):
         case "installation":
             admission.authorize(call.principal, rule.permission, INSTALLATION)
         case "fields":
             check = _FieldsCheck(call.principal, rule, admission)
-            call.checks.append(check)
-            call.standing.append(check.again)
+            call.must_pass(check)
+            call.rests_on(check.again)
         case "filtered":
             pass
         case _:
@@ -80,14 +81,15 @@ class _FieldsCheck:
 
     def __call__(self, message: Message) -> None:
         for path in self._rule.fields.paths:
-            values = values_at(message, path)
+            # One more than may be looked up shows that there are too many.
+            values = list(islice(values_at(message, path), MAX_NAMES + 1))
             if len(values) > MAX_NAMES:
                 raise invalid_field(path, f"must be at most {MAX_NAMES}")
             if not any(values):
                 values = self._seen.get(path, [""])
             for value in values:
                 try:
-                    name = subject_of(value)
+                    name = governed_name(value)
                 except ValueError as error:
                     raise invalid_field(path, str(error)) from None
                 self._admission.authorize(self._principal, self._rule.permission, name)
@@ -96,16 +98,17 @@ class _FieldsCheck:
     def again(self) -> None:
         """Raises PERMISSION_DENIED where what was named so far is not allowed any more."""
         for value in (value for values in self._seen.values() for value in values):
-            self._admission.authorize(self._principal, self._rule.permission, subject_of(value))
+            self._admission.authorize(self._principal, self._rule.permission, governed_name(value))
 
 
-def values_at(message: Message, path: str) -> list[str]:
-    """The values of a field path such as `deployment.targets.model_version`: of every element, where one is a list."""
-    found: list[Any] = [message]
-    for step in path.split("."):
-        found = [value for item in found for value in _each(getattr(item, step))]
-    return found
-
-
-def _each(value: Any) -> list[Any]:
-    return [value] if isinstance(value, str | Message) else list(value)
+def values_at(message: Message, path: str) -> Iterator[str]:
+    """The values of a field path such as `deployment.targets.model_version`: of every element, where one is a list,
+    one after the other."""
+    step, _, rest = path.partition(".")
+    value: Any = getattr(message, step)
+    items: Iterable[Any] = (value,) if isinstance(value, str | Message) else value
+    for item in items:
+        if rest:
+            yield from values_at(item, rest)
+        else:
+            yield item

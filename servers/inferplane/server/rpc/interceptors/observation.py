@@ -7,6 +7,8 @@ from contextlib import asynccontextmanager
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from inferplane.server.access.principal import ANONYMOUS
+from inferplane.server.log_pace import LogPace
 from inferplane.server.rpc.call import Call
 
 __all__ = ["Observation"]
@@ -14,6 +16,8 @@ __all__ = ["Observation"]
 log = structlog.get_logger("access")
 
 _QUIET = ("/grpc.health.v1.Health/", "/grpc.reflection.")
+STRANGERS_LOGGED_A_SECOND = 50
+"""Lines about calls whose caller is not known: they must not push all others out of the log."""
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 
@@ -26,6 +30,7 @@ class Observation:
         self._duration = Histogram(
             "inferplane_rpc_duration_seconds", "Time per call.", labels, buckets=BUCKETS, registry=registry
         )
+        self._pace = LogPace(STRANGERS_LOGGED_A_SECOND)
         self._in_progress = Gauge("inferplane_rpc_in_progress", "Calls running.", labels, registry=registry)
 
     @asynccontextmanager
@@ -40,16 +45,20 @@ class Observation:
                 self._calls.labels(*labels, call.code.name).inc()
                 self._duration.labels(*labels).observe(elapsed)
                 if not call.method.path.startswith(_QUIET):
-                    _log(call, elapsed)
+                    self._log(call, elapsed)
 
-
-def _log(call: Call, elapsed: float) -> None:
-    log.info(
-        "call",
-        method=call.method.path,
-        code=call.code.name,
-        reason=call.reason or None,
-        caller=call.principal.subject,
-        on_behalf_of=call.principal.on_behalf_of or None,
-        milliseconds=round(elapsed * 1000, 2),
-    )
+    def _log(self, call: Call, elapsed: float) -> None:
+        stranger = call.principal is ANONYMOUS
+        if stranger and not self._pace.passes():
+            return
+        log.info(
+            "call",
+            method=call.method.path,
+            code=call.code.name,
+            reason=call.reason or None,
+            caller=call.principal.subject,
+            on_behalf_of=call.principal.on_behalf_of or None,
+            milliseconds=round(elapsed * 1000, 2),
+            lines_suppressed=(self._pace.take_suppressed() or None) if stranger else None,
+            address=call.peer if stranger else None,
+        )

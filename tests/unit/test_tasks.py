@@ -8,8 +8,8 @@ import pytest
 from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
-from inferplane.server.rpc import tasks as module
-from inferplane.server.rpc.tasks import Tasks
+from inferplane.server import tasks as module
+from inferplane.server.tasks import Tasks
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 from tritonclient.grpc import service_pb2
 
 from inferplane.server.inference.deployments import VersionInfo
-from inferplane.server.inference.reconcile.load_job import LoadJob, Outcome
+from inferplane.server.inference.reconcile.load_job import LoadJob, LoadOutcome
 from inferplane.server.inference.reconcile.loader import AwayError, LoadRefusedError, ModelLoader
 from inferplane.server.tensors import Signature, TensorSpec
 
@@ -49,10 +49,10 @@ class Loader(ModelLoader):
 
     def __init__(self, link: Any) -> None:
         super().__init__(link, "127.0.0.1:1", list)
-        self.outcome = Outcome(loaded=True)
+        self.outcome = LoadOutcome(loaded=True)
         self.backends: list[str] = []
 
-    async def _run(self, job: LoadJob) -> Outcome:
+    async def _run(self, job: LoadJob) -> LoadOutcome:
         request = service_pb2.RepositoryModelLoadRequest.FromString(job.head + bytes(job.size))
         native = '"onnxruntime"' in request.parameters["config"].string_param
         self.backends.append("onnxruntime" if native else "python")
@@ -78,10 +78,10 @@ async def test_elsewhere_the_shim_is_used_and_the_model_travels_once() -> None:
 async def test_after_a_failure_the_backend_is_asked_for_again() -> None:
     link = Link(NO_BACKEND)
     loader = Loader(link)
-    loader.outcome = Outcome(triton="INTERNAL", detail="the model is broken")
+    loader.outcome = LoadOutcome(triton="INTERNAL", detail="the model is broken")
     with pytest.raises(LoadRefusedError, match="Triton could not load it: the model is broken"):
         await loader.load("m", VERSION)
-    link.says, loader.outcome = NO_MODEL, Outcome(loaded=True)
+    link.says, loader.outcome = NO_MODEL, LoadOutcome(loaded=True)
     await loader.load("m", VERSION)
     assert loader.backends == ["python", "onnxruntime"]
 
@@ -96,23 +96,23 @@ async def test_a_triton_that_takes_no_models_is_told_from_one_that_is_away() -> 
 @pytest.mark.parametrize(
     ("outcome", "error", "text"),
     [
-        (Outcome(artifact="DEPENDENCY_UNAVAILABLE"), AwayError, "the artifact service does not answer"),
-        (Outcome(artifact="BLOB_CORRUPT"), LoadRefusedError, "could not be read: the stored bytes are damaged"),
-        (Outcome(triton="UNAVAILABLE", detail="Socket closed"), AwayError, "Triton went away"),
-        (Outcome(triton="DEADLINE_EXCEEDED"), LoadRefusedError, "within 300 s"),
+        (LoadOutcome(artifact="DEPENDENCY_UNAVAILABLE"), AwayError, "the artifact service does not answer"),
+        (LoadOutcome(artifact="BLOB_CORRUPT"), LoadRefusedError, "could not be read: the stored bytes are damaged"),
+        (LoadOutcome(triton="UNAVAILABLE", detail="Socket closed"), AwayError, "Triton went away"),
+        (LoadOutcome(triton="DEADLINE_EXCEEDED"), LoadRefusedError, "within 300 s"),
         (
-            Outcome(triton="INTERNAL", detail="no file /tmp/folderAbC123/1/model.onnx\x00\n\nAt:\n  /srv/a.py(9): b"),
+            LoadOutcome(triton="INTERNAL", detail="no file /tmp/folderAbC123/1/model.onnx\x00\n\nAt:\n  /srv/a.py(9)"),
             LoadRefusedError,
             r"^Triton could not load it: no file model.onnx\?$",
         ),
         (
-            Outcome(triton="INTERNAL", detail="x" * 9999),
+            LoadOutcome(triton="INTERNAL", detail="x" * 9999),
             LoadRefusedError,
             r"^Triton could not load it: x{400}$",
         ),
     ],
 )
-async def test_how_a_load_failed_is_said_to_people(outcome: Outcome, error: type[Exception], text: str) -> None:
+async def test_how_a_load_failed_is_said_to_people(outcome: LoadOutcome, error: type[Exception], text: str) -> None:
     loader = Loader(Link(NO_BACKEND))
     loader.outcome = outcome
     with pytest.raises(error, match=text):

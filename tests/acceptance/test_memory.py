@@ -1,0 +1,143 @@
+"""What callers can make real processes hold: not more than is said here, whatever they send or do not read."""
+
+import asyncio
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import psutil
+import pytest
+from tritonclient.grpc import service_pb2
+
+from inferplane.server.rpc import bodies
+from tests.support.http2 import RawConnection, raw_connection
+from tests.support.memory import growth
+from tests.support.onnx_models import identity
+from tests.support.up import Up, running_up
+
+MIB = 1 << 20
+SECONDS = 6.0
+"""How long bodies are poured: longer than one of a public method may take."""
+STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
+EACH = 64 << 10
+"""Bytes of one request and of its answer."""
+LITTLE = 64 * MIB
+"""What a process may take to turn such calls away."""
+PUBLIC = bodies.PUBLIC_BUDGET + 96 * MIB
+"""The same where the method is for everybody: what its bodies may hold, and what comes before that is noticed."""
+
+
+@pytest.fixture(scope="module")
+def flooded() -> Iterator[Up]:
+    """A mesh that nothing else is measured on."""
+    with TemporaryDirectory(prefix="inferplane-") as directory, running_up(Path(directory)) as up:
+        yield up
+
+
+@pytest.fixture
+def own_up(tmp_path: Path) -> Iterator[Up]:
+    with running_up(tmp_path) as up:
+        yield up
+
+
+async def pour(connection: RawConnection, path: str, size: int, until: float) -> None:
+    """Send bodies that say they have `size` bytes, and have all but one of them, again whenever the call is ended."""
+    body = b"\0" + size.to_bytes(4, "big") + bytes(size - 1)
+    while time.monotonic() < until:
+        stream = await connection.open(path)
+        if await connection.send(stream, body):
+            while stream not in connection.ended and time.monotonic() < until:  # noqa: ASYNC110 - the server ends it
+                await asyncio.sleep(0.01)
+
+
+async def poured(address: str, path: str, streams: int, size: int) -> int:
+    """How many bytes were taken of anonymous bodies on one connection."""
+    async with raw_connection(address) as connection:
+        end = time.monotonic() + SECONDS
+        pouring = [asyncio.create_task(pour(connection, path, size, end)) for _ in range(streams)]
+        await asyncio.wait(pouring, timeout=SECONDS)
+        for task in pouring:
+            task.cancel()
+        await asyncio.gather(*pouring, return_exceptions=True)
+        return sum(connection.sent.values())
+
+
+@pytest.mark.parametrize(
+    ("service", "path", "streams", "size", "most"),
+    [
+        ("inference", "/inference.GRPCInferenceService/ModelInfer", 20, 60 * MIB, LITTLE),
+        ("inference", "/inference.GRPCInferenceService/ModelInfer", 20, 31 * MIB, LITTLE),
+        ("inference", "/grpc.health.v1.Health/Check", 20, 31 * MIB, PUBLIC),
+        ("auth", "/inferplane.auth.v1.AuthService/WhoAmI", 300, 3 * MIB, LITTLE),
+        ("auth", "/inferplane.auth.v1.AuthService/Login", 300, 3 * MIB, PUBLIC),
+    ],
+)
+async def test_anonymous_bodies_without_end_hold_little(
+    flooded: Up, service: str, path: str, streams: int, size: int, most: int
+) -> None:
+    pid = flooded.pids[service]
+    grown = growth(pid)
+    taken = await poured(flooded.endpoints[service], path, streams, size)
+    highest = grown()
+    print(f"{service} {path}: {highest / MIB:.0f} MiB more at most, {taken / MIB:.0f} MiB taken")
+    assert highest < most
+    flooded.refresh()
+    assert flooded.pids[service] == pid
+
+
+async def publish(up: Up, directory: Path) -> list[tuple[str, str]]:
+    """Metadata of a caller of a model that gives back what it gets."""
+    path = directory / "echo.onnx"
+    path.write_bytes(identity("FP32").SerializeToString())
+    async with up.admin() as plane:
+        await plane.artifact.push("echo", path)
+        await plane.inference.deploy("echo")
+        return [("authorization", f"Bearer {await plane.auth.access_token()}")]
+
+
+def framed(values: int) -> bytes:
+    """A request of so many FP32 values, as it goes over the wire."""
+    request = service_pb2.ModelInferRequest(model_name="echo")
+    request.inputs.add(name="x", datatype="FP32", shape=[values])
+    request.raw_input_contents.append(np.zeros(values, dtype=np.float32).tobytes())
+    body: bytes = request.SerializeToString()
+    return b"\0" + len(body).to_bytes(4, "big") + body
+
+
+async def send_until_stuck(connection: RawConnection, metadata: list[tuple[str, str]], count: int) -> int:
+    """Send requests on one stream and read no answer; how many went before nothing did for two seconds."""
+    stream = await connection.open(STREAM, metadata)
+    request = framed(EACH // 4)
+
+    async def send() -> None:
+        for _ in range(count):
+            await connection.send(stream, request)
+
+    sending = asyncio.create_task(send())
+    sent = -1
+    while sent < connection.sent[stream] and not sending.done():
+        sent = connection.sent[stream]
+        await asyncio.wait([sending], timeout=2)
+    sending.cancel()
+    await asyncio.gather(sending, return_exceptions=True)
+    return sent // len(request)
+
+
+@pytest.mark.parametrize("streams", [1, 20])
+async def test_answers_of_streams_that_nobody_reads_hold_little(own_up: Up, tmp_path: Path, streams: int) -> None:
+    """20,000 requests of 64 KiB, whose answers once filled Triton with 2.6 GiB."""
+    metadata = await publish(own_up, tmp_path)
+    own_up.refresh()
+    processes = [own_up.pids["inference"], own_up.pids["triton"]]
+    processes += [child.pid for child in psutil.Process(own_up.pids["triton"]).children()]
+    grown = {f"{psutil.Process(pid).name()} {pid}": growth(pid) for pid in processes}
+    async with raw_connection(own_up.endpoints["inference"]) as connection:
+        connection.reads_answers = False
+        sent = await asyncio.gather(
+            *(send_until_stuck(connection, metadata, 20_000 // streams) for _ in range(streams))
+        )
+        most = {name: grew() for name, grew in grown.items()}
+    print(f"{sum(sent)} requests taken; MiB more at most: { {name: grew // MIB for name, grew in most.items()} }")
+    assert max(most.values()) < LITTLE, most

@@ -1,0 +1,137 @@
+"""A call below grpc.aio's own objects behaves as theirs do: both ways are held to the same."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import grpc
+import pytest
+
+from inferplane.server.inference.direct_call import Unary, _direct, direct_unary, usual_unary
+from tests.support.mesh import until
+
+PATH = "/test.Service/Method"
+LARGEST = 1 << 20
+METADATA = (("x-secret", "value"),)
+
+
+class Service:
+    """Answers as it is told, and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.behaviour: Callable[[bytes, Any], Any] = lambda body, _context: body
+        self.metadata: dict[str, str] = {}
+        self.cancelled = 0
+
+    async def answer(self, body: bytes, context: Any) -> bytes:
+        self.metadata = dict(context.invocation_metadata())
+        try:
+            made = self.behaviour(body, context)
+            answer: bytes = await made if hasattr(made, "__await__") else made
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        return answer
+
+
+@pytest.fixture
+async def service() -> AsyncIterator[tuple[Service, grpc.aio.Channel]]:
+    service, server = Service(), grpc.aio.server()
+    handlers: dict[str, Any] = {"Method": grpc.unary_unary_rpc_method_handler(service.answer)}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Service", handlers),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    options = [("grpc.max_receive_message_length", LARGEST)]
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=options) as channel:
+        yield service, channel
+    await server.stop(None)
+
+
+@pytest.fixture(params=["direct", "usual"])
+def call(request: pytest.FixtureRequest, service: tuple[Service, grpc.aio.Channel]) -> Unary:
+    return (direct_unary if request.param == "direct" else usual_unary)(service[1], PATH)
+
+
+async def failure(call: Any) -> grpc.aio.AioRpcError:
+    with pytest.raises(grpc.aio.AioRpcError) as failed:
+        await call
+    return failed.value
+
+
+def test_the_direct_way_is_there(service: tuple[Service, grpc.aio.Channel]) -> None:
+    made, direct = direct_unary(service[1], PATH), _direct(None, b"")
+    assert made.__qualname__ == direct.__qualname__
+
+
+async def test_body_and_metadata_arrive_and_the_answer_comes_back(
+    service: tuple[Service, grpc.aio.Channel], call: Unary
+) -> None:
+    body = bytes(range(256)) * 1000
+    assert await call(body, METADATA, 10) == body
+    assert service[0].metadata["x-secret"] == "value"
+
+
+async def test_an_error_has_its_code_text_and_trailers(service: tuple[Service, grpc.aio.Channel], call: Unary) -> None:
+    async def abort(_body: bytes, context: Any) -> None:
+        await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "not now", (("why", "because"),))
+
+    service[0].behaviour = abort
+    error = await failure(call(b"", METADATA, 10))
+    assert (error.code(), error.details()) == (grpc.StatusCode.FAILED_PRECONDITION, "not now")
+    assert dict(error.trailing_metadata())["why"] == "because"
+
+
+async def test_the_deadline_holds(service: tuple[Service, grpc.aio.Channel], call: Unary) -> None:
+    service[0].behaviour = lambda _body, _context: asyncio.sleep(60)
+    assert (await failure(call(b"", METADATA, 0.2))).code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    await until(lambda: service[0].cancelled == 1)
+
+
+async def test_a_deadline_that_is_over_is_missed(call: Unary) -> None:
+    assert (await failure(call(b"", METADATA, -1))).code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+async def test_a_caller_who_leaves_ends_the_call_at_the_other_side(
+    service: tuple[Service, grpc.aio.Channel], call: Unary
+) -> None:
+    arrived = asyncio.Event()
+
+    async def wait(_body: bytes, _context: Any) -> bytes:
+        arrived.set()
+        await asyncio.sleep(60)
+        return b""
+
+    service[0].behaviour = wait
+    calling = asyncio.create_task(call(b"", METADATA, 50))
+    await arrived.wait()
+    calling.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await calling
+    await until(lambda: service[0].cancelled == 1)
+
+
+async def test_an_answer_above_the_limit_is_exhausted(service: tuple[Service, grpc.aio.Channel], call: Unary) -> None:
+    service[0].behaviour = lambda _body, _context: bytes(LARGEST + 1)
+    error = await failure(call(b"", METADATA, 10))
+    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "larger than max" in (error.details() or "")
+
+
+async def test_nobody_there_is_unavailable() -> None:
+    # The port of discard (RFC 863), on which nobody listens.
+    async with grpc.aio.insecure_channel("127.0.0.1:9") as channel:
+        for way in (direct_unary, usual_unary):
+            assert (await failure(way(channel, PATH)(b"", METADATA, 10))).code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_a_thousand_calls_that_are_cancelled_at_once_leave_the_channel_whole(
+    service: tuple[Service, grpc.aio.Channel], call: Unary
+) -> None:
+    service[0].behaviour = lambda _body, _context: asyncio.sleep(60)
+    calls = [asyncio.create_task(call(b"x", METADATA, 50)) for _ in range(1000)]
+    await until(lambda: bool(service[0].metadata))
+    for each in calls:
+        each.cancel()
+    await asyncio.gather(*calls, return_exceptions=True)
+    service[0].behaviour = lambda body, _context: body
+    assert await call(b"after", METADATA, 10) == b"after"

@@ -1,0 +1,225 @@
+"""What callers that nobody knows may take: little, and nothing of what others need."""
+
+import asyncio
+import gzip
+import time
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from structlog.testing import capture_logs
+
+from inferplane.auth.v1 import auth_service_pb2 as pb
+from inferplane.common.v1.access_pb2 import AccessRule
+from inferplane.server.access.principal import Principal
+from inferplane.server.errors import InferplaneError
+from inferplane.server.rpc import bodies
+from inferplane.server.rpc import running as running_calls
+from inferplane.server.rpc.call import Call
+from inferplane.server.rpc.interceptors import observation
+from inferplane.server.rpc.methods import Method
+from inferplane.server.rpc.running import RunningCalls
+from tests.support.http2 import raw_connection
+from tests.support.mesh import error_info, failure, until
+from tests.support.stand import STREAM, WHO, bearer, data_plane, infer_request, running, who_am_i
+
+HEALTH = "/grpc.health.v1.Health/Check"
+REFLECTION = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
+MIB = 1 << 20
+
+
+async def answer(_request: Any, _context: Any) -> Any:
+    return pb.WhoAmIResponse()
+
+
+def framed(body: bytes, *, compressed: bool = False) -> bytes:
+    return bytes([compressed]) + len(body).to_bytes(4, "big") + body
+
+
+async def test_compressed_bodies_are_not_taken() -> None:
+    body = gzip.compress(bytes(32 * MIB))
+    async with running(who_am_i(answer)) as server, raw_connection(server.address) as connection:
+        stream = await connection.open(HEALTH, [("grpc-encoding", "gzip")])
+        before = time.process_time()
+        await connection.send(stream, framed(body, compressed=True), last=True)
+        await until(lambda: stream in connection.ended)
+        assert connection.trailers[stream]["grpc-status"] == "12"
+        # To inflate and copy it takes ten times as long.
+        assert time.process_time() - before < 0.05
+
+
+async def test_a_public_method_takes_small_bodies_only() -> None:
+    async with running(who_am_i(answer)) as server:
+        name = health_pb2.HealthCheckRequest(service="x" * (20 << 10)).SerializeToString()
+        error = await failure(server.call(name, HEALTH))
+        assert (error.code(), error_info(error).reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "MESSAGE_TOO_LARGE")
+
+
+async def test_messages_of_anonymous_streams_that_do_not_end_are_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bodies, "PUBLIC_BUDGET", 16 * MIB)
+    async with running(who_am_i(answer)) as server, raw_connection(server.address) as connection:
+        streams = [await connection.open(REFLECTION) for _ in range(4)]
+        endless = framed(bytes(60 * MIB))
+        pouring = asyncio.gather(*(connection.send(stream, endless[: 40 * MIB]) for stream in streams))
+        await until(lambda: connection.ended >= set(streams), timeout=30)
+        assert {connection.trailers[stream]["grpc-status"] for stream in streams} == {"8"}
+        await server.call()
+        pouring.cancel()
+
+
+async def test_messages_of_known_callers_streams_that_do_not_end_are_let_go_and_others_served() -> None:
+    async with (
+        data_plane(slow_body_budget=16 * MIB) as plane,
+        raw_connection(plane.address) as connection,
+    ):
+        bobs = plane.stream("bob")
+        streams = [await connection.open(STREAM, bearer()) for _ in range(8)]
+        endless = framed(bytes(60 * MIB))
+        pouring = asyncio.gather(*(connection.send(stream, endless[: 40 * MIB]) for stream in streams))
+        await until(lambda: len(connection.ended) >= 4, timeout=30)
+        assert {connection.trailers[stream]["grpc-status"] for stream in connection.ended} == {"8"}
+        await bobs.write(infer_request().SerializeToString())
+        assert not (await bobs.read()).__contains__(b"error")
+        bobs.cancel()
+        pouring.cancel()
+
+
+async def test_a_check_of_a_service_that_does_not_exist_is_counted_as_it_is_answered() -> None:
+    async with running(who_am_i(answer)) as server:
+        stub: Any = health_pb2_grpc.HealthStub(server.channel)
+        assert (await failure(stub.Check(health_pb2.HealthCheckRequest(service="nope")))).code() is (
+            grpc.StatusCode.NOT_FOUND
+        )
+        labels = {"service": "grpc.health.v1.Health", "method": "Check"}
+        assert server.count("inferplane_rpc_calls_total", **labels, code="NOT_FOUND") == 1
+
+
+class Peer:
+    """The context of a call from an address."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+
+    def peer(self) -> str:
+        return self._address
+
+
+async def test_streams_of_strangers_leave_the_places_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running_calls, "MOST_PUBLIC_STREAMS_IN_ALL", 10)
+    calls = RunningCalls(60)
+    public = Method("/s/watch", "s", "watch", AccessRule(public=True), streams=True)
+    known = Method(WHO, "s", "m", AccessRule(authenticated=True), streams=True)
+    for number in range(10):
+        context: Any = Peer(f"ipv4:192.0.2.{number}:1")
+        calls.claim_stream(Call(public, context))
+    other: Any = Peer("ipv4:198.51.100.1:1")
+    with pytest.raises(InferplaneError):
+        calls.claim_stream(Call(public, other))
+    calls.claim_stream(Call(known, other))
+
+
+async def test_all_addresses_of_one_ipv6_host_share_its_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running_calls, "MOST_STREAMS", 3)
+    calls = RunningCalls(60)
+    public = Method("/s/watch", "s", "watch", AccessRule(public=True), streams=True)
+    contexts: list[Any] = [Peer(f"ipv6:%5B2001:db8::{number}%5D:1") for number in range(4)]
+    for context in contexts[:3]:
+        calls.claim_stream(Call(public, context))
+    with pytest.raises(InferplaneError):
+        calls.claim_stream(Call(public, contexts[3]))
+
+
+async def test_strangers_do_not_fill_the_log_and_leave_their_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(observation, "STRANGERS_LOGGED_A_SECOND", 5)
+    async with running(who_am_i(answer)) as server:
+        with capture_logs() as logs:
+            began = time.monotonic()
+            method: Any = server.channel.unary_unary(WHO)
+            for _ in range(100):
+                await failure(method(b""))
+            await server.call()
+            seconds = time.monotonic() - began
+        refused = [line for line in logs if line["caller"] == "anonymous"]
+        assert 0 < len(refused) <= 5 * (seconds + 2)
+        assert {line["address"] for line in refused} == {"ipv4:127.0.0.1"}
+        assert [line["caller"] for line in logs if line["code"] == "OK"] == ["users/alice"]
+
+
+class Arriving:
+    """A call of whose body nothing has come yet; `ended` says why it was ended."""
+
+    def __init__(self, user: str = "", *, streams: bool = True) -> None:
+        access = AccessRule(authenticated=True) if user else AccessRule(public=True)
+        self.method = Method("/s/m", "s", "m", access, streams=streams)
+        self.principal = Principal(f"users/{user}")
+        self.peer = "ipv4:192.0.2.1"
+        self.context = self
+        self.ended = False
+
+    async def read(self) -> bytes:
+        await asyncio.Event().wait()
+        return b""
+
+    def end(self, _error: InferplaneError) -> None:
+        self.ended = True
+
+
+class Weighed:
+    """A reader of bodies in a process that weighs what it is told to."""
+
+    def __init__(self, budget: int = MIB) -> None:
+        self.bodies = bodies.BodyReader(budget, 60)
+        self.calls: list[Arriving] = []
+        self._tasks: list[asyncio.Task[Any]] = []
+
+    async def begin(self, *calls: Any) -> None:
+        for call in calls:
+            reading = self.bodies.message(call) if call.method.streams else self.bodies.read(call)
+            self._tasks.append(asyncio.create_task(reading))
+            self.calls.append(call)
+        await asyncio.sleep(0)
+        for call in list(self.bodies._quick):
+            self.bodies._demote(call)
+
+    def weigh(self, mib: int) -> list[int]:
+        """Which calls have been ended, by their numbers, when the process has so many MiB."""
+        self.bodies._shed(mib * MIB)
+        return [number for number, call in enumerate(self.calls) if call.ended]
+
+
+async def test_the_newest_half_of_the_heaviest_callers_streams_goes() -> None:
+    weighed = Weighed()
+    await weighed.begin(Arriving("bob"), *(Arriving("alice") for _ in range(6)))
+    assert weighed.weigh(100) == []
+    assert weighed.weigh(102) == [4, 5, 6]
+    # Weighed anew: what has been let go is used again first.
+    assert weighed.weigh(102) == [4, 5, 6]
+
+
+async def test_a_stream_is_not_weighed_for_what_came_before_it_waited() -> None:
+    weighed = Weighed()
+    await weighed.begin(Arriving("alice"))
+    weighed.weigh(100)
+    await weighed.begin(*(Arriving("bob") for _ in range(3)))
+    assert weighed.weigh(101) == []
+    assert weighed.weigh(102) == [0]
+
+
+async def test_what_sign_ins_hold_is_not_weighed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bodies, "PUBLIC_BUDGET", 64 * MIB)
+    weighed = Weighed()
+    await weighed.begin(Arriving(), Arriving(streams=False))
+    weighed.weigh(100)
+    weighed.bodies.explained = lambda: 130 * MIB
+    assert weighed.weigh(100 + 130 + 60) == []
+    assert weighed.weigh(100 + 130 + 65) == [0, 1]
+
+
+async def test_streams_of_strangers_do_not_push_out_their_slow_bodies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bodies, "MOST_PUBLIC", 3)
+    weighed = Weighed()
+    await weighed.begin(*(Arriving(streams=False) for _ in range(3)), *(Arriving() for _ in range(10)))
+    assert weighed.weigh(100) == []
+    await weighed.begin(Arriving(streams=False))
+    assert weighed.weigh(100) == [0]
