@@ -238,7 +238,7 @@ async def test_an_unloaded_model_is_gone(serving: Serving) -> None:
         ({"a": A.astype(np.float64), "b": B}, r"inference input '?a'? data-type is 'FP64'"),
         ({"a": A}, r"expected 2 inputs but got 1 inputs"),
         ({"a": A, "b": B, "c": B}, r"expected 2 inputs but got 3 inputs"),
-        ({"a": A, "b": B[:2]}, r"the model failed on this input"),
+        ({"a": A, "b": B[:2]}, r"the model failed on this input: .*2 by 3|the model failed on this input: .*3 by 2"),
     ],
     ids=["rank", "type", "missing", "unknown", "sizes"],
 )

@@ -132,6 +132,9 @@ def _hint(error: Any) -> str:
         role, resource = _ROLES.get(permission, "ROLE"), error.metadata.get("resource", "NAME")
         scope = resource.partition("/")[2].partition("/")[0] or resource
         return f"ask an administrator to run: inferplane grant add {role} --to YOU --on '{scope}'"
+    if error.reason == "DEPLOYMENT_FAILED" and (serves := error.metadata.get("serves")):
+        _, model, _, version = serves.split("/")
+        return f"loading is tried again; `inferplane deploy {model}:{version}` gives the replacement up"
     if error.retry_after is not None and error.status.name == "RESOURCE_EXHAUSTED":
         return f"wait {error.retry_after:g} s and try again"
     return _HINTS_BY_REASON.get(error.reason, _HINTS_BY_STATUS.get(error.status.name, ""))

@@ -159,16 +159,18 @@ class InferenceClient:
 
 def _raise_if_failed(deployment: Deployment, incoming: Sequence[Target]) -> None:
     if deployment.state == Deployment.STATE_FAILED:
-        problem = f"could not be loaded: {deployment.state_message}"
+        problem, serves = f"could not be loaded: {deployment.state_message}", ""
     elif incoming and incoming[0].state == Deployment.STATE_FAILED:
+        serves = deployment.targets[0].model_version
         problem = (
-            f"goes on with {deployment.targets[0].model_version}, since {incoming[0].model_version} could not be"
-            f" loaded: {incoming[0].state_message}"
+            f"goes on with {serves}, since {incoming[0].model_version} could not be loaded: {incoming[0].state_message}"
         )
     else:
         return
     raise DeploymentFailed(
-        f"{deployment.name} {problem}", reason="DEPLOYMENT_FAILED", metadata={"deployment": deployment.name}
+        f"{deployment.name} {problem}",
+        reason="DEPLOYMENT_FAILED",
+        metadata={"deployment": deployment.name, "serves": serves},
     )
 
 

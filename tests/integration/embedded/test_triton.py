@@ -18,7 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tritonclient.grpc import service_pb2
 
 from inferplane.server.embedded import triton
-from inferplane.server.embedded.private_folders import TEMPORARY, is_mounted_below
+from inferplane.server.embedded.private_folders import TEMPORARY, is_mounted_below, private_folders
 from inferplane.server.embedded.triton import EmbeddedTriton, EmbeddedTritonError
 from inferplane.server.embedded.triton_wheel import find_wheel
 from tests.support.embedded_triton import (
@@ -180,6 +180,21 @@ async def test_stop_kills_a_triton_that_hangs(
     await assert_gone(processes, seconds=1)
     assert remains(server._data_dir) == []
     assert not folder.exists()
+
+
+async def test_folders_are_its_own_wherever_the_command_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere, own = tmp_path / "elsewhere", tmp_path / "data" / "tmp"
+    elsewhere.mkdir()
+    own.mkdir(parents=True)
+    needed = (Path(sys.prefix), Path(sys.base_prefix), tmp_path / "data")
+    assert TEMPORARY in tmp_path.parents
+    before = await private_folders(own, needed)
+    monkeypatch.chdir(elsewhere)
+    assert await private_folders(own, needed) == before
+    if os.geteuid() == 0:
+        assert before
 
 
 async def test_with_own_folders_nothing_is_written_outside_the_data_directory(server: EmbeddedTriton) -> None:

@@ -11,7 +11,7 @@ from sqlalchemy import URL
 from inferplane.server.access.source import PolicySource
 from inferplane.server.inference.deployments import Deployment, Deployments, Served, VersionInfo
 from inferplane.server.inference.reconcile.loader import AwayError, LoadRefusedError, NotControlledError
-from inferplane.server.inference.reconcile.reconciler import Reconciler
+from inferplane.server.inference.reconcile.reconciler import LOST, Reconciler
 from inferplane.server.inference.repository import DeploymentReader, DeploymentRepository
 from inferplane.server.keys import MasterKey
 from inferplane.server.settings import ServiceName, Settings
@@ -144,6 +144,19 @@ async def test_what_is_away_fails_no_deployment_says_so_and_holds_none_up_when_i
     stand.now += 1
     ready = await stand.passes()
     assert (ready.state, ready.state_message) == ("READY", "")
+
+
+async def test_what_triton_has_lost_is_not_ready_until_it_is_loaded_again(stand: Stand) -> None:
+    assert (await stand.passes()).state == "READY"
+    stand.triton.serves.clear()
+    stand.triton.hangs.add("m")
+    lost = await stand.passes(1)
+    assert (lost.state, lost.state_message) == ("LOADING", LOST)
+    stand.triton.hangs.clear()
+    stand.triton.serves["m"] = Served(version().digest, 1)
+    await stand.reconciler._cancel(["m"])
+    again = await stand.passes()
+    assert (again.state, again.state_message) == ("READY", "")
 
 
 async def test_a_deployment_says_that_it_waits_for_a_triton_that_does_not_answer(stand: Stand) -> None:

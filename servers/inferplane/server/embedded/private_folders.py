@@ -27,7 +27,8 @@ done
 shift
 mount --rbind "$own" /tmp
 mount -t tmpfs -o mode=1777,nosuid,nodev none /dev/shm
-cd "$here"
+# It may be below the real /tmp, where nothing is seen any more of what is not needed.
+cd "$here" 2>/dev/null || cd /
 exec "$@"
 """
 

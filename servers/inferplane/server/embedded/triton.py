@@ -149,7 +149,9 @@ class EmbeddedTriton:
                 if port is None:
                     # Whoever has that port has seen the header.
                     self._secret = ""
-        raise EmbeddedTritonError(f"port {self._port} of 127.0.0.1 is taken; choose another one for Triton")
+        raise EmbeddedTritonError(
+            f"port {self._port} of 127.0.0.1 is taken; set INFERPLANE_TRITON_PORT to another for the embedded Triton"
+        )
 
     def _prepare(self, wheel: TritonWheel) -> None:
         self._data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)

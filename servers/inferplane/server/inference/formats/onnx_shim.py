@@ -68,7 +68,8 @@ class TritonPythonModel:
             return _refusal(str(rejection), pb_utils.TritonError.INVALID_ARG)
         except Exception as error:  # noqa: BLE001 - whatever the runtime raises concerns this request alone
             self._log(error)
-            return _refusal("the model failed on this input", pb_utils.TritonError.INTERNAL)
+            # With its reason: whoever runs the mesh finds it in the log, under the call's id.
+            return _refusal(f"the model failed on this input: {_told(error)}", pb_utils.TritonError.INTERNAL)
 
     def _input(self, request: Any, name: str) -> Any:
         tensor = pb_utils.get_input_tensor_by_name(request, name)
@@ -94,8 +95,7 @@ class TritonPythonModel:
         # A caller can fail as often as it likes; the log of the server must not grow with it.
         self._failures += 1
         if self._failures <= _LOGGED_FAILURES:
-            text = " ".join(str(error).split())[:500]
-            print(f"{self._name}: {type(error).__name__}: {text}", file=sys.stderr, flush=True)  # noqa: T201 - Triton's log
+            print(f"{self._name}: {_told(error)}", file=sys.stderr, flush=True)  # noqa: T201 - Triton's log
 
 
 class _Callers:
@@ -166,6 +166,10 @@ def _encode(values: Any) -> Any:
         flat = [text.encode() for text in values.reshape(-1)]
         values = np.array(flat, dtype=object).reshape(values.shape)
     return values.reshape(1) if values.ndim == 0 else np.ascontiguousarray(values)
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
 
 
 def _refusal(message: str, code: int) -> Any:

@@ -7,7 +7,8 @@ bytes Triton serves, Triton is asked, so a restart of either side is found and m
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,7 @@ __all__ = ["LEADER_LOCK", "Reconciler"]
 log = structlog.get_logger()
 
 LEADER_LOCK = 0x7265636F6E
+LOST = "Triton serves it no more; it is loaded again"
 INTERVAL = 1.0
 QUESTIONS = 32
 """Names that Triton is asked about at once."""
@@ -95,6 +97,7 @@ class Reconciler:
             return
         names = {row.name for row in deployments if not row.deleted} - self._running.keys()
         served = await self._served(names)
+        deployments = await self._without_lost(deployments, served)
         running = {name: action for name, (action, _) in self._running.items()}
         decided = plan(deployments, served, running, (self._refused, self._away), self._clock())
         await self._cancel(decided.cancel)
@@ -103,6 +106,18 @@ class Reconciler:
             task = asyncio.create_task(self._act(name, action), name=f"reconcile {name}")
             self._running[name] = (action, task)
             task.add_done_callback(partial(self._ended, name))
+
+    async def _without_lost(
+        self, deployments: Iterable["Deployment"], served: Mapping[str, Served | None]
+    ) -> list["Deployment"]:
+        """The same, but those READY that Triton serves no more, such as after its restart, are loaded again."""
+        rows = []
+        for row in deployments:
+            if not row.deleted and row.state == "READY" and served.get(row.name, row) is None:
+                await self._set_state(row, "LOADING", LOST)
+                row = replace(row, state="LOADING", state_message=LOST)
+            rows.append(row)
+        return rows
 
     def _remember_only(self, deployments: Iterable["Deployment"]) -> None:
         keys = set()
