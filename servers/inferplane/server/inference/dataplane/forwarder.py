@@ -13,7 +13,7 @@ from inferplane.server.access.principal import Principal
 from inferplane.server.access.snapshot import Route
 from inferplane.server.errors import InferplaneError
 from inferplane.server.fairness import FairGate
-from inferplane.server.inference.dataplane.answer import Answer
+from inferplane.server.inference.dataplane.answer import Answer, Output
 from inferplane.server.inference.dataplane.given_up import GivenUpCalls
 from inferplane.server.inference.dataplane.outcome import Attempt, Outcomes
 from inferplane.server.inference.dataplane.routing import Admitted, Router, label_output
@@ -126,7 +126,8 @@ class Forwarder:
         self._unread.hold(principal.subject, len(data))
         try:
             answer = self._router.judge(data, admitted, route)
-            return answer, await _labels_of(answer, admitted)
+            output = label_output(answer, admitted)
+            return answer, None if output is None else await _labels_of(answer, output)
         except BaseException:
             self._unread.release(principal.subject, len(data))
             raise
@@ -170,10 +171,7 @@ class Forwarder:
             raise InferplaneError(ErrorReason.ERROR_REASON_DEADLINE_EXCEEDED) from None
 
 
-async def _labels_of(answer: Answer, admitted: Admitted) -> LabelSource | None:
-    output = label_output(answer, admitted)
-    if output is None:
-        return None
+async def _labels_of(answer: Answer, output: Output) -> LabelSource:
     content = answer.content(output)
     if len(content) <= MAX_KEPT:
         return label_source(output.datatype, output.shape, content)
