@@ -76,6 +76,7 @@ async def attacked(seconds: float, seed: int) -> float:
         output, _ = await attacking
         statuses = json.loads(output)
         assert sum(statuses.values()) > 10
+        assert statuses["UNAUTHENTICATED"]
         assert "INTERNAL" not in statuses
         assert "UNKNOWN" not in statuses
         up.refresh()

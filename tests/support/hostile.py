@@ -25,7 +25,6 @@ METHODS = (
     "/inference.GRPCInferenceService/ModelReady",
     "/inference.GRPCInferenceService/RepositoryModelLoad",
 )
-THREADS = 2
 
 
 def body(choose: random.Random) -> bytes:
@@ -73,8 +72,8 @@ def main() -> None:
     tokens = [line.strip() for line in sys.stdin]
     end, statuses = time.monotonic() + seconds, Counter[str]()
     threads = [
-        threading.Thread(target=attack, args=(address, tokens[number % len(tokens)], seed + number, end, statuses))
-        for number in range(THREADS)
+        threading.Thread(target=attack, args=(address, token, seed + number, end, statuses))
+        for number, token in enumerate(tokens)
     ]
     for thread in threads:
         thread.start()

@@ -65,7 +65,7 @@ class Settings(BaseModel):
         default_factory=dict,
         description="URLs of services that log in as their own role, instead of SET ROLE.",
     )
-    database_pool_size: int = Field(4, ge=1, description="Connections per worker process.")
+    database_pool_size: int = Field(4, ge=1, description="Connections per worker process; twice that when busy.")
     object_store_url: str | None = Field(
         None, description="s3://, gs:// or az:// URL for model bytes; unset: a folder of the data directory."
     )

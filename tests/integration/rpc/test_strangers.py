@@ -9,6 +9,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from structlog.testing import capture_logs
+from tritonclient.grpc import service_pb2
 
 from inferplane.auth.v1 import auth_service_pb2 as pb
 from inferplane.common.v1.access_pb2 import AccessRule
@@ -20,7 +21,7 @@ from inferplane.server.rpc.call import Call
 from inferplane.server.rpc.interceptors import observation
 from inferplane.server.rpc.methods import Method
 from inferplane.server.rpc.running import RunningCalls
-from tests.support.http2 import raw_connection
+from tests.support.http2 import RawConnection, raw_connection
 from tests.support.mesh import error_info, failure, until
 from tests.support.stand import STREAM, WHO, bearer, data_plane, infer_request, running, who_am_i
 
@@ -59,6 +60,7 @@ async def test_a_public_method_takes_small_bodies_only() -> None:
 async def test_messages_of_anonymous_streams_that_do_not_end_are_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bodies, "PUBLIC_BUDGET", 16 * MIB)
     async with running(who_am_i(answer)) as server, raw_connection(server.address) as connection:
+        weigh_what_is_sent(connection, monkeypatch)
         streams = [await connection.open(REFLECTION) for _ in range(4)]
         endless = framed(bytes(60 * MIB))
         pouring = asyncio.gather(*(connection.send(stream, endless[: 40 * MIB]) for stream in streams))
@@ -68,11 +70,24 @@ async def test_messages_of_anonymous_streams_that_do_not_end_are_let_go(monkeypa
         pouring.cancel()
 
 
-async def test_messages_of_known_callers_streams_that_do_not_end_are_let_go_and_others_served() -> None:
+def weigh_what_is_sent(connection: RawConnection, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In place of the process, which uses again what earlier tests let go; tests/acceptance/test_memory.py weighs real
+    workers."""
+
+    def resident(_statm: int) -> int:
+        return sum(sent for stream, sent in connection.sent.items() if stream not in connection.ended)
+
+    monkeypatch.setattr(bodies, "_resident", resident)
+
+
+async def test_messages_of_known_callers_streams_that_do_not_end_are_let_go_and_others_served(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     async with (
         data_plane(slow_body_budget=16 * MIB) as plane,
         raw_connection(plane.address) as connection,
     ):
+        weigh_what_is_sent(connection, monkeypatch)
         bobs = plane.stream("bob")
         streams = [await connection.open(STREAM, bearer()) for _ in range(8)]
         endless = framed(bytes(60 * MIB))
@@ -80,7 +95,8 @@ async def test_messages_of_known_callers_streams_that_do_not_end_are_let_go_and_
         await until(lambda: len(connection.ended) >= 4, timeout=30)
         assert {connection.trailers[stream]["grpc-status"] for stream in connection.ended} == {"8"}
         await bobs.write(infer_request().SerializeToString())
-        assert not (await bobs.read()).__contains__(b"error")
+        answered = service_pb2.ModelStreamInferResponse.FromString(await bobs.read())
+        assert (answered.error_message, answered.infer_response.model_name) == ("", "m")
         bobs.cancel()
         pouring.cancel()
 
@@ -156,13 +172,17 @@ class Arriving:
         self.peer = "ipv4:192.0.2.1"
         self.context = self
         self.ended = False
+        self.task: asyncio.Task[Any] | None = None
 
     async def read(self) -> bytes:
+        self.task = asyncio.current_task()
         await asyncio.Event().wait()
         return b""
 
     def end(self, _error: InferplaneError) -> None:
         self.ended = True
+        assert self.task is not None
+        self.task.cancel()
 
 
 class Weighed:
@@ -182,44 +202,66 @@ class Weighed:
         for call in list(self.bodies._quick):
             self.bodies._demote(call)
 
-    def weigh(self, mib: int) -> list[int]:
+    async def weigh(self, mib: int) -> list[int]:
         """Which calls have been ended, by their numbers, when the process has so many MiB."""
         self.bodies._shed(mib * MIB)
+        for _ in range(3):
+            await asyncio.sleep(0)
         return [number for number, call in enumerate(self.calls) if call.ended]
 
 
 async def test_the_newest_half_of_the_heaviest_callers_streams_goes() -> None:
     weighed = Weighed()
     await weighed.begin(Arriving("bob"), *(Arriving("alice") for _ in range(6)))
-    assert weighed.weigh(100) == []
-    assert weighed.weigh(102) == [4, 5, 6]
+    assert await weighed.weigh(100) == []
+    assert await weighed.weigh(102) == [4, 5, 6]
     # Weighed anew: what has been let go is used again first.
-    assert weighed.weigh(102) == [4, 5, 6]
+    assert await weighed.weigh(103) == [4, 5, 6]
+    assert await weighed.weigh(104) == [2, 3, 4, 5, 6]
+
+
+async def test_slow_bodies_go_before_streams_of_their_caller_and_of_others() -> None:
+    weighed = Weighed()
+    await weighed.begin(*(Arriving("bob") for _ in range(20)), *(Arriving("alice") for _ in range(30)))
+    await weighed.begin(*(Arriving("alice", streams=False) for _ in range(8)))
+    await weighed.weigh(100)
+    assert await weighed.weigh(102) == [54, 55, 56, 57]
+    assert await weighed.weigh(104) == [52, 53, 54, 55, 56, 57]
+
+
+async def test_a_slow_body_does_not_shield_streams_that_hold_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bodies, "SPARED", 2)
+    weighed = Weighed()
+    await weighed.begin(*(Arriving("alice") for _ in range(4)), Arriving("alice", streams=False))
+    await weighed.weigh(100)
+    assert await weighed.weigh(102) == [4]
+    assert await weighed.weigh(102) == [4]
+    assert await weighed.weigh(102) == [2, 3, 4]
 
 
 async def test_a_stream_is_not_weighed_for_what_came_before_it_waited() -> None:
     weighed = Weighed()
     await weighed.begin(Arriving("alice"))
-    weighed.weigh(100)
+    await weighed.weigh(100)
     await weighed.begin(*(Arriving("bob") for _ in range(3)))
-    assert weighed.weigh(101) == []
-    assert weighed.weigh(102) == [0]
+    assert await weighed.weigh(101) == []
+    assert await weighed.weigh(102) == [0]
 
 
 async def test_what_sign_ins_hold_is_not_weighed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bodies, "PUBLIC_BUDGET", 64 * MIB)
     weighed = Weighed()
     await weighed.begin(Arriving(), Arriving(streams=False))
-    weighed.weigh(100)
+    await weighed.weigh(100)
     weighed.bodies.explained = lambda: 130 * MIB
-    assert weighed.weigh(100 + 130 + 60) == []
-    assert weighed.weigh(100 + 130 + 65) == [0, 1]
+    assert await weighed.weigh(100 + 130 + 60) == []
+    assert await weighed.weigh(100 + 130 + 65) == [0, 1]
 
 
 async def test_streams_of_strangers_do_not_push_out_their_slow_bodies(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bodies, "MOST_PUBLIC", 3)
     weighed = Weighed()
     await weighed.begin(*(Arriving(streams=False) for _ in range(3)), *(Arriving() for _ in range(10)))
-    assert weighed.weigh(100) == []
+    assert await weighed.weigh(100) == []
     await weighed.begin(Arriving(streams=False))
-    assert weighed.weigh(100) == [0]
+    assert await weighed.weigh(100) == [0]

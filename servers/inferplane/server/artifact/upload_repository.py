@@ -166,7 +166,7 @@ class UploadRepository:
             await unit.commit()
         return True
 
-    async def forget_stale(self, active_before: datetime) -> None:
+    async def delete_stale(self, active_before: datetime) -> None:
         """Forget the uploads that nothing has happened to since `active_before`, and that are no version."""
         async with self._database.transaction() as connection:
             versions = tables.model_version.c

@@ -112,7 +112,7 @@ class Uploads:
 
     async def clean_up(self) -> None:
         """Forget uploads that nobody goes on with, then remove the chunks that no upload has."""
-        await self._store.forget_stale(now() - STALE_AFTER)
+        await self._store.delete_stale(now() - STALE_AFTER)
         written_before = now() - UNUSED_AFTER
         for digest in await self._store.unused(written_before):
             try:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Coroutine
 from typing import Any, TypeAlias
 
 import grpc
-from grpc._cython import cygrpc  # type: ignore[attr-defined] # not public
 
 __all__ = ["Unary", "direct_unary"]
 
@@ -24,8 +23,16 @@ _CODES = {code.value[0]: code for code in grpc.StatusCode}
 def direct_unary(channel: grpc.aio.Channel, path: str) -> Unary:
     """Calls of the method at `path`, such as `/package.Service/Method`."""
     below = getattr(channel, "_channel", None)
-    known = isinstance(below, getattr(cygrpc, "AioChannel", ()))
-    return _direct(below, path.encode()) if known else usual_unary(channel, path)
+    return _direct(below, path.encode()) if _is_known(below) else usual_unary(channel, path)
+
+
+def _is_known(channel: Any) -> bool:
+    """Whether it is the object that `_direct` was written for: tried with a call that is never sent."""
+    try:
+        trial = channel.call(b"/", time.time(), None, None, 0)
+        return callable(trial.unary_unary) and callable(trial.is_ok) and callable(trial.status)
+    except (AttributeError, TypeError):
+        return False
 
 
 def usual_unary(channel: grpc.aio.Channel, path: str) -> Unary:

@@ -33,6 +33,8 @@ SLOW_AFTER = 0.1
 WAITING = 4000
 WAITING_EACH = 1000
 SWEEP_INTERVAL = 0.05
+SPARED = 20
+"""Looks for which streams are spared after bodies were ended: most streams that wait hold nothing, a slow body does."""
 LOWEST_OF = 10.0
 """Seconds of which the least memory is what the process takes without strangers' slow bodies. What was let go a moment
 ago may not be free yet: taken for the process's own, it would let the next bodies have as much again, and so on."""
@@ -56,6 +58,7 @@ class BodyReader:
         self._slow: dict[Call, float] = {}
         self._streams: dict[Call, None] = {}
         self._levels: dict[Call, int] = {}
+        self._spared = 0
         self._recent: deque[int] = deque(maxlen=round(LOWEST_OF / SWEEP_INTERVAL))
         self._budget = budget
         self.explained: Callable[[], int] = int
@@ -78,6 +81,7 @@ class BodyReader:
                 gate.leave(caller, 1)
             else:
                 del self._slow[call]
+            self._levels.pop(call, None)
         if body is grpc.aio.EOF:
             raise InferplaneError(ErrorReason.ERROR_REASON_MALFORMED_REQUEST, detail="there is none")
         return body  # type: ignore[no-any-return] # bytes, where there is no deserialiser
@@ -144,19 +148,27 @@ class BodyReader:
         grown = {call: resident - level - self.explained() for call, level in self._levels.items()}
         public = [call for call in arriving if call.method.access.public and grown[call] > PUBLIC_BUDGET]
         known = [call for call in arriving if not call.method.access.public and grown[call] > self._budget]
+        bodies = [call for call in known if call in self._slow]
+        self._spared = max(0, self._spared - 1)
         if public:
-            self._end(public, resident)
-        elif known:
-            # Half of what the heaviest of their callers has, the newest, and again if that was not enough.
-            heaviest, count = Counter(call.principal.subject for call in known).most_common(1)[0]
-            theirs = [call for call in known if call.principal.subject == heaviest]
-            self._end(theirs[count // 2 :], resident)
+            self._end(public, public, resident)
+        elif bodies:
+            self._end(_half_of_the_heaviest(bodies), self._slow, resident)
+            self._spared = SPARED
+        elif known and not self._spared:
+            self._end(_half_of_the_heaviest(known), self._streams, resident)
 
-    def _end(self, calls: Iterable[Call], resident: int) -> None:
+    def _end(self, calls: Iterable[Call], kind: Iterable[Call], resident: int) -> None:
         for call in calls:
             call.end(InferplaneError.overloaded("requests that arrive slowly hold too much"))
-        # What they held is used again before the process grows; the others are weighed anew.
-        self._levels = dict.fromkeys(self._levels, resident)
+        # What they held is used again before the process grows; the others of their kind are weighed anew.
+        self._levels.update(dict.fromkeys(kind, resident))
+
+
+def _half_of_the_heaviest(calls: list[Call]) -> list[Call]:
+    """The newest half of what the caller has who has most of them."""
+    heaviest, count = Counter(call.principal.subject for call in calls).most_common(1)[0]
+    return [call for call in calls if call.principal.subject == heaviest][count // 2 :]
 
 
 def _resident(statm: int) -> int:

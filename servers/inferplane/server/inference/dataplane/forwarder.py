@@ -102,7 +102,8 @@ class Forwarder:
         remaining: float | None,
     ) -> DecodedT:
         """The same in another form: `encode` makes the ModelInferRequest to the deployment `name`, and what `decode`
-        makes of the answer is the answer. What they raise is the outcome of the call, like everything else."""
+        makes of the answer is the answer. What they raise is the outcome of the call, like everything else. The answer
+        is held as unread: `decode` sees to it that it is released when it was sent."""
         attempt = Attempt(prediction_id, principal.subject)
         try:
             attempt.route = self._router.route(principal, name)

@@ -2,7 +2,7 @@
 
 It reads a LoadJob on standard input, takes the bytes from the artifact service into one buffer that is already the
 message for Triton, and sends that. It writes a line `credentials` whenever it needs call metadata, which comes back as
-a line of JSON, and an LoadOutcome as its last line. When standard input ends, whoever started it is gone, and so is it.
+a line of JSON, and a LoadOutcome as its last line. When standard input ends, whoever started it is gone, and so is it.
 """
 
 import contextlib
