@@ -75,9 +75,9 @@ async def test_the_last_page_has_no_successor(monkeypatch: pytest.MonkeyPatch, s
 
 
 async def test_long_descriptions_make_shorter_pages_but_never_empty_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_PAGE_BYTES", 25)
+    monkeypatch.setattr(registry, "PAGE_BYTES", 25)
     found, after = await visible_models(Models(5, "ä" * 5).models, None, 4, lambda _: True)
     assert ([model.name for model in found], after) == (["m000", "m001"], "m001")
-    monkeypatch.setattr(registry, "_PAGE_BYTES", 1)
+    monkeypatch.setattr(registry, "PAGE_BYTES", 1)
     found, after = await visible_models(Models(5, "ä" * 5).models, "m003", 4, lambda _: True)
     assert ([model.name for model in found], after) == (["m004"], None)

@@ -11,6 +11,7 @@ from inferplane.server.errors import InferplaneError, invalid_field
 from inferplane.server.ids import now
 from inferplane.server.names import ALIAS, MODEL, UPLOAD, VERSION, AliasName, UploadName, VersionName
 from inferplane.server.storage.audit import Changed
+from inferplane.server.storage.pages import PAGE_BYTES
 from inferplane.server.tensors import Signature, TensorSpec
 
 if TYPE_CHECKING:
@@ -23,9 +24,6 @@ LABEL_NAMES = ("label", "output_label")
 
 _SCANNED = 1000
 """Models looked at in one query, while those are sought that a caller may see."""
-
-_PAGE_BYTES = 1 << 20
-"""Descriptions on one page at most: a message has a limit, and 1,000 long descriptions would pass it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +184,7 @@ async def visible_models(
     """Up to `size` models by name after `after`, of those that `may_see`, and the name to go on after if there are
     more. Fewer than `size` are not the end where their descriptions are long."""
     found: list[Model] = []
-    room = _PAGE_BYTES
+    room = PAGE_BYTES
     cursor = after
     while batch := await read(cursor, _SCANNED):
         for model in batch:

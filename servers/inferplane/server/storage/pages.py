@@ -16,7 +16,7 @@ __all__ = ["PAGE_BYTES", "Page", "PageTokens", "fitting"]
 DEFAULT_SIZE = 100
 MAX_SIZE = 1000
 PAGE_BYTES = 1 << 20
-"""Signatures on one page at most, unless a single item has more: a message has a limit."""
+"""Signatures or descriptions on one page at most, unless a single item has more: a message has a limit."""
 _MAC_SIZE = 16
 
 
