@@ -63,7 +63,7 @@ class UnaryInterceptor(grpc.aio.UnaryUnaryClientInterceptor):
             return await continuation(_authenticated(client_call_details, None, timeout), request)
         token = await self._session.access_token()
         call = await continuation(_authenticated(client_call_details, token, timeout), request)
-        if token is None or not await _expired(call):
+        if token is None or not await _may_be_renewed(call):
             return call
         try:
             token = await self._session.renew(token)
@@ -75,7 +75,7 @@ class UnaryInterceptor(grpc.aio.UnaryUnaryClientInterceptor):
         return await continuation(_authenticated(client_call_details, token, timeout), request)
 
 
-async def _expired(call: grpc.aio.UnaryUnaryCall[_Request, _Response]) -> bool:
+async def _may_be_renewed(call: grpc.aio.UnaryUnaryCall[_Request, _Response]) -> bool:
     if await call.code() is not grpc.StatusCode.UNAUTHENTICATED:
         return False
     try:
