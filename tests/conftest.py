@@ -1,5 +1,12 @@
 """Shared fixtures: a real PostgreSQL for the session, and a migrated database of its own for each test."""
 
+import os
+
+from inferplane.server.processes.grpc_environment import GRPC_ENVIRONMENT
+
+# Servers in this process run as those in workers do; gRPC reads it when it is imported.
+os.environ.setdefault("GRPC_EXPERIMENTS", GRPC_ENVIRONMENT["GRPC_EXPERIMENTS"])
+
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4

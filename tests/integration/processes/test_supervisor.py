@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import psutil
 import pytest
 
 from inferplane.auth.v1 import auth_service_pb2 as pb
 from inferplane.auth.v1.auth_service_pb2_grpc import AuthServiceStub
 from inferplane.server.log_files import LogFile
 from inferplane.server.processes import supervisor as supervision
+from inferplane.server.processes.grpc_environment import GRPC_ENVIRONMENT
 from inferplane.server.processes.ports import PortInUseError, ReservedPort
 from inferplane.server.processes.protocol import Job
 from inferplane.server.processes.supervisor import Supervisor, WorkerStartError
@@ -127,6 +129,30 @@ async def test_a_first_spawn_that_fails_says_why(
     with pytest.raises(WorkerStartError, match="Too many open files"):
         async with supervised(settings, 1, tmp_path / "log"):
             pass
+
+
+async def test_workers_have_the_grpc_environment_unless_an_operator_set_another(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("GRPC_EXPERIMENTS")
+    monkeypatch.setenv("GRPC_VERBOSITY", "ERROR")
+    async with supervised(settings, 1, tmp_path / "log") as (supervisor, _):
+        (pid,) = pids(supervisor)
+        environment = psutil.Process(pid).environ()
+    assert environment["GRPC_EXPERIMENTS"] == GRPC_ENVIRONMENT["GRPC_EXPERIMENTS"]
+    assert environment["GRPC_VERBOSITY"] == "ERROR"
+
+
+def test_this_grpc_knows_the_experiments_that_workers_leave_out() -> None:
+    program = "import grpc; grpc.insecure_channel('127.0.0.1:1').close()"
+    own = {name: value for name, value in os.environ.items() if not name.startswith("GRPC_")}
+
+    def said(experiments: str) -> str:
+        environment = {**own, "GRPC_EXPERIMENTS": experiments}
+        return subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True).stderr
+
+    assert "Unknown experiment" in said("-event_engine_clients")
+    assert "Unknown experiment" not in said(GRPC_ENVIRONMENT["GRPC_EXPERIMENTS"])
 
 
 async def test_a_worker_tells_how_often_it_was_started_again(settings: Settings, tmp_path: Path) -> None:

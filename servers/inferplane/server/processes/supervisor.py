@@ -14,6 +14,7 @@ import structlog
 
 from inferplane.server.backoff import Backoff
 from inferplane.server.log_files import LogFile
+from inferplane.server.processes.grpc_environment import GRPC_ENVIRONMENT
 from inferplane.server.processes.protocol import Failed, Heartbeat, Job, Ready
 
 __all__ = ["Supervisor", "Worker", "WorkerStartError"]
@@ -145,8 +146,7 @@ class Supervisor:
                 "inferplane.server.processes.worker",
                 "--control-fd",
                 str(control.fileno()),
-                # gRPC's own library writes a line for a stranger's call that it refuses; ours are bounded.
-                env={"GRPC_VERBOSITY": "NONE", **os.environ},
+                env={**GRPC_ENVIRONMENT, **os.environ},
                 pass_fds=[control.fileno()],
                 stdin=asyncio.subprocess.DEVNULL,
                 stderr=log_file,
