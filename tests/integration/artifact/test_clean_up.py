@@ -108,8 +108,7 @@ def test_a_chunk_that_cannot_be_removed_keeps_no_other(settings: Settings, datab
             await super().delete(digest)
 
     async def leave_garbage(bench: Bench) -> None:
-        # In the order in which they are found again.
-        for data in sorted(datas, key=chunk_digest):
+        for data in datas:
             await bench.store.announce(chunk_digest(data))
             await bench.chunks.put(chunk_digest(data), data)
 
@@ -122,6 +121,28 @@ def test_a_chunk_that_cannot_be_removed_keeps_no_other(settings: Settings, datab
     on_bench(settings, clean_up)
     assert sorted(path.name for path in files(settings)) == kept
     assert asyncio.run(rows(database_url, "SELECT digest FROM artifact.chunk ORDER BY 1")) == [(d,) for d in kept]
+
+
+def test_a_store_that_fails_is_not_asked_for_every_chunk(settings: Settings, database_url: URL) -> None:
+    class Away(LocalChunkStore):
+        tries = 0
+
+        async def delete(self, digest: str) -> None:
+            self.tries += 1
+            raise InferplaneError(ErrorReason.ERROR_REASON_DEPENDENCY_UNAVAILABLE, dependency="artifact store")
+
+    async def leave_garbage(bench: Bench) -> None:
+        for seed in range(uploads_module.STORE_IS_AWAY + 10):
+            await bench.store.announce(chunk_digest(bytes_of(4, seed=seed)))
+
+    async def clean_up(bench: Bench) -> None:
+        away = Away(settings.data_dir / "blobs")
+        await Uploads(bench.store, away, MAX_SIZE, CHUNK_SIZE).clean_up()
+        assert away.tries == uploads_module.STORE_IS_AWAY
+
+    on_bench(settings, leave_garbage)
+    ages(settings, database_url, OLD, OLD)
+    on_bench(settings, clean_up)
 
 
 def test_what_is_not_old_stays(settings: Settings, database_url: URL) -> None:

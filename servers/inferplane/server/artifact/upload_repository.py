@@ -176,8 +176,10 @@ class UploadRepository:
             await connection.commit()
 
     async def unused(self, written_before: datetime) -> list[str]:
-        """Digests of chunks that were written before then and are of no upload; some of them, if there are many."""
-        query = sa.select(_chunk.c.digest).where(_unused(written_before)).limit(MAX_COLLECTED)
+        """Digests of chunks that were written before then and are of no upload, in random order; some of them, if
+        there are many."""
+        some = sa.select(_chunk.c.digest).where(_unused(written_before)).order_by(sa.func.random())
+        query = some.limit(MAX_COLLECTED)
         async with self._database.transaction() as connection:
             return list(await connection.scalars(query))
 

@@ -34,6 +34,9 @@ STALE_AFTER = timedelta(days=7)
 UNUSED_AFTER = timedelta(days=1)
 """Far longer than a chunk stays between its writing and its place in an upload."""
 
+STORE_IS_AWAY = 20
+"""So many chunks in a row could not be removed: it is the store that fails, and the next round is early enough."""
+
 
 @dataclass(frozen=True, slots=True)
 class Finish:
@@ -114,12 +117,17 @@ class Uploads:
         """Forget uploads that nobody goes on with, then remove the chunks that no upload has."""
         await self._store.delete_stale(now() - STALE_AFTER)
         written_before = now() - UNUSED_AFTER
+        failures_in_a_row = 0
         for digest in await self._store.unused(written_before):
             try:
                 await self._store.collect(digest, written_before, self._chunks)
+                failures_in_a_row = 0
             except InferplaneError as error:
-                # It must not keep those behind it; the next round tries it again.
+                # It must not keep those behind it; another round tries it again.
                 log.warning("chunk_not_removed", chunk=digest, error=str(error))
+                failures_in_a_row += 1
+                if failures_in_a_row == STORE_IS_AWAY:
+                    return
 
     async def _open(self, first: Piece, actor: Actor) -> Upload:
         upload = await self._store.find(first.upload)

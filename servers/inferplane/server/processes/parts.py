@@ -42,8 +42,8 @@ class KeptPart:
             running = False
             while not running:
                 await asyncio.sleep(backoff.pause())
+                backoff.begin()
                 running = await self._started_again()
-            backoff.begin()
 
     async def _ended(self) -> int | None:
         try:
