@@ -1,4 +1,4 @@
-"""Keeps log lines that strangers can cause from filling the log."""
+"""Keeps log lines that callers can cause, strangers among them, from filling the log."""
 
 import time
 

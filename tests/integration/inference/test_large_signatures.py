@@ -126,10 +126,10 @@ async def test_a_version_is_described_before_it_is_loaded(database: Database) ->
         reader = DeploymentReader(connection)
         (seen,) = await reader.all_with_deleted()
         assert seen.version.signature is None
-        described = await reader.described(seen, seen.version)
+        described = await reader.with_signature(seen, seen.version)
         assert described is not None
         assert described.signature == LARGEST
-        assert await reader.described(seen, version(2)) is None
+        assert await reader.with_signature(seen, version(2)) is None
 
 
 async def test_a_version_that_takes_over_keeps_its_signature(database: Database) -> None:
@@ -149,7 +149,7 @@ async def test_a_version_that_takes_over_keeps_its_signature(database: Database)
     assert promoted is not None
     assert promoted.version.signature == other
     async with database.transaction() as connection:
-        former = await DeploymentReader(connection).described(promoted, replace(version(), signature=None))
+        former = await DeploymentReader(connection).with_signature(promoted, replace(version(), signature=None))
     assert former is not None
     assert former.signature == LARGEST
 

@@ -47,6 +47,13 @@ async def test_a_refused_call_is_counted_and_logged_with_its_id_and_not_recorded
         assert len(plane.notes) == 0
 
 
+async def test_the_line_about_a_stranger_names_the_address() -> None:
+    async with data_plane() as plane:
+        with capture_logs() as logs:
+            await failure(without_token(plane))
+        assert [line["address"] for line in logs if line["event"] == "prediction_refused"] == ["ipv4:127.0.0.1"]
+
+
 async def test_refusals_are_logged_at_a_bounded_rate_and_all_counted() -> None:
     calls = 20 * outcome.LOGGED_A_SECOND
     async with data_plane() as plane:
@@ -69,7 +76,7 @@ async def test_a_call_that_failed_is_logged_with_its_deployment_counted_and_reco
         assert "what Triton says" in line["details"]
         request_id = dict(error.trailing_metadata())["inferplane-request-id"]
         assert (line["deployment"], line["request_id"], line["caller"]) == ("m", request_id, "users/alice")
-        assert plane.count(PREDICTIONS, deployment="m", code="13") == 1
+        assert plane.count(PREDICTIONS, deployment="m", code="INTERNAL") == 1
         assert [(note.prediction_id, note.status_code) for note in plane.notes.batch()] == [(request_id, 13)]
 
 
@@ -77,7 +84,7 @@ async def test_a_call_that_went_well_is_counted_at_once_and_leaves_no_line() -> 
     async with data_plane() as plane:
         with capture_logs() as logs:
             await plane.infer()
-        assert plane.count(PREDICTIONS, deployment="m", code="0") == 1
+        assert plane.count(PREDICTIONS, deployment="m", code="OK") == 1
         assert plane.count("inferplane_prediction_duration_seconds_count", deployment="m") == 1
         assert logs == []
 
@@ -181,4 +188,4 @@ async def test_a_typed_exchange_has_one_outcome_whatever_side_of_it_fails() -> N
                 await plane.forwarder.predict_as(alice, "id", "m", encode, decode, None)
         assert await plane.forwarder.predict_as(alice, "id", "m", lambda: body, lambda _: "decoded", None) == "decoded"
         assert [note.status_code for note in plane.notes.batch()] == [3, 3, 0]
-        assert plane.count(PREDICTIONS, deployment="m", code="3") == 2
+        assert plane.count(PREDICTIONS, deployment="m", code="INVALID_ARGUMENT") == 2

@@ -253,7 +253,7 @@ async def test_what_sign_ins_hold_is_not_weighed(monkeypatch: pytest.MonkeyPatch
     weighed = Weighed()
     await weighed.begin(Arriving(), Arriving(streams=False))
     await weighed.weigh(100)
-    weighed.bodies.explained = lambda: 130 * MIB
+    weighed.bodies.held_elsewhere = lambda: 130 * MIB
     assert await weighed.weigh(100 + 130 + 60) == []
     assert await weighed.weigh(100 + 130 + 65) == [0, 1]
 

@@ -80,7 +80,9 @@ class ListModelsRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """How many at most, 1 to 1,000; 0 means 100."""
+    """How many at most, 1 to 1,000; 0 means 100. A page may hold fewer though more follow: only an empty
+    `next_page_token` says that it was the last.
+    """
     page_token: _builtins.str
     """`next_page_token` of the page before."""
     def __init__(
@@ -246,7 +248,9 @@ class ListModelVersionsRequest(_message.Message):
     parent: _builtins.str
     """`models/{model}`."""
     page_size: _builtins.int
-    """How many at most, 1 to 1,000; 0 means 100."""
+    """How many at most, 1 to 1,000; 0 means 100. A page may hold fewer though more follow: only an empty
+    `next_page_token` says that it was the last.
+    """
     page_token: _builtins.str
     """`next_page_token` of the page before."""
     def __init__(
@@ -334,7 +338,9 @@ class ListAliasesRequest(_message.Message):
     parent: _builtins.str
     """`models/{model}`."""
     page_size: _builtins.int
-    """How many at most, 1 to 1,000; 0 means 100."""
+    """How many at most, 1 to 1,000; 0 means 100. A page may hold fewer though more follow: only an empty
+    `next_page_token` says that it was the last.
+    """
     page_token: _builtins.str
     """`next_page_token` of the page before."""
     def __init__(

@@ -59,7 +59,9 @@ class ListUsersRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """How many at most, 1 to 1,000; 0 means 100."""
+    """How many at most, 1 to 1,000; 0 means 100. A page may hold fewer though more follow: only an empty
+    `next_page_token` says that it was the last.
+    """
     page_token: _builtins.str
     """`next_page_token` of the page before."""
     def __init__(
@@ -193,7 +195,9 @@ class ListGrantsRequest(_message.Message):
     subject: _builtins.str
     """Only this subject's, such as `users/alice`; empty for all."""
     page_size: _builtins.int
-    """How many at most, 1 to 1,000; 0 means 100."""
+    """How many at most, 1 to 1,000; 0 means 100. A page may hold fewer though more follow: only an empty
+    `next_page_token` says that it was the last.
+    """
     page_token: _builtins.str
     """`next_page_token` of the page before."""
     def __init__(

@@ -54,8 +54,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_INVALID_PAGE_TOKEN: _ErrorReason.ValueType  # 10
     """The page token is not one that this method gave for this request. INVALID_ARGUMENT."""
     ERROR_REASON_POLICY_STALE: _ErrorReason.ValueType  # 11
-    """Policy could not be refreshed for longer than `policy_max_staleness`, so nothing is allowed any more.
-    UNAVAILABLE.
+    """Policy could not be refreshed for longer than `policy_max_staleness`, or the database was migrated for a newer
+    release than this one, so nothing is allowed any more. UNAVAILABLE.
     """
     ERROR_REASON_MESSAGE_TOO_LARGE: _ErrorReason.ValueType  # 12
     """The message is larger than this method takes. RESOURCE_EXHAUSTED."""
@@ -186,8 +186,8 @@ ERROR_REASON_IDEMPOTENCY_KEY_REUSED: ErrorReason.ValueType  # 9
 ERROR_REASON_INVALID_PAGE_TOKEN: ErrorReason.ValueType  # 10
 """The page token is not one that this method gave for this request. INVALID_ARGUMENT."""
 ERROR_REASON_POLICY_STALE: ErrorReason.ValueType  # 11
-"""Policy could not be refreshed for longer than `policy_max_staleness`, so nothing is allowed any more.
-UNAVAILABLE.
+"""Policy could not be refreshed for longer than `policy_max_staleness`, or the database was migrated for a newer
+release than this one, so nothing is allowed any more. UNAVAILABLE.
 """
 ERROR_REASON_MESSAGE_TOO_LARGE: ErrorReason.ValueType  # 12
 """The message is larger than this method takes. RESOURCE_EXHAUSTED."""

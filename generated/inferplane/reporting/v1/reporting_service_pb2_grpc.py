@@ -79,14 +79,15 @@ class ReportingServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def QueryMetrics(self, request, context):
-        """Calls, errors and latency of a model's versions.
+        """Calls, errors and latency of a model's versions. Fails with DEADLINE_EXCEEDED where it takes more than 10 s (ask for
+        a shorter window), and with OVERLOADED while too many others ask.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetQualityReport(self, request, context):
-        """How often a model's versions were right, by the labels received.
+        """How often a model's versions were right, by the labels received. Fails as QueryMetrics does.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

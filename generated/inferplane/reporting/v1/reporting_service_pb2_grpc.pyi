@@ -26,9 +26,11 @@ class ReportingServiceStub:
     FEEDBACK_CONFLICT, INVALID_FIELD where the number of labels is not that of the predicted rows.
     """
     QueryMetrics: _aio.UnaryUnaryMultiCallable[_reporting_service_pb2.QueryMetricsRequest, _reporting_service_pb2.QueryMetricsResponse]
-    """Calls, errors and latency of a model's versions."""
+    """Calls, errors and latency of a model's versions. Fails with DEADLINE_EXCEEDED where it takes more than 10 s (ask for
+    a shorter window), and with OVERLOADED while too many others ask.
+    """
     GetQualityReport: _aio.UnaryUnaryMultiCallable[_reporting_service_pb2.GetQualityReportRequest, _reporting_service_pb2.GetQualityReportResponse]
-    """How often a model's versions were right, by the labels received."""
+    """How often a model's versions were right, by the labels received. Fails as QueryMetrics does."""
 
 class ReportingServiceServicer(metaclass=_abc_1.ABCMeta):
     """What was predicted and how well."""
@@ -60,7 +62,9 @@ class ReportingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _reporting_service_pb2.QueryMetricsRequest,
         context: _aio.ServicerContext[_reporting_service_pb2.QueryMetricsRequest, _abc.Awaitable[_reporting_service_pb2.QueryMetricsResponse]],
     ) -> _abc.Awaitable[_reporting_service_pb2.QueryMetricsResponse]:
-        """Calls, errors and latency of a model's versions."""
+        """Calls, errors and latency of a model's versions. Fails with DEADLINE_EXCEEDED where it takes more than 10 s (ask for
+        a shorter window), and with OVERLOADED while too many others ask.
+        """
 
     @_abc_1.abstractmethod
     def GetQualityReport(
@@ -68,6 +72,6 @@ class ReportingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _reporting_service_pb2.GetQualityReportRequest,
         context: _aio.ServicerContext[_reporting_service_pb2.GetQualityReportRequest, _abc.Awaitable[_reporting_service_pb2.GetQualityReportResponse]],
     ) -> _abc.Awaitable[_reporting_service_pb2.GetQualityReportResponse]:
-        """How often a model's versions were right, by the labels received."""
+        """How often a model's versions were right, by the labels received. Fails as QueryMetrics does."""
 
 def add_ReportingServiceServicer_to_server(servicer: ReportingServiceServicer, server: _aio.Server) -> None: ...

@@ -17,7 +17,7 @@ from inferplane.server.access.snapshot import EMPTY, GrantRow, Grants, Part, Pol
 from inferplane.server.errors import InferplaneError
 from inferplane.server.settings import ServiceName
 from inferplane.server.storage.database import ENDS_WITH_US, asyncpg_dsn
-from inferplane.server.storage.schema import SchemaVersionError, refuse_newer
+from inferplane.server.storage.schema import SchemaVersionError, check_not_newer
 
 __all__ = ["PolicySource", "parts_of"]
 
@@ -135,7 +135,7 @@ class PolicySource:
 
     async def _refresh(self, connection: asyncpg.Connection) -> None:
         asked_at = time.monotonic()
-        await refuse_newer(connection)
+        await check_not_newer(connection)
         if self._moved(await self._revisions(connection)):
             # Revisions and rows are read in one snapshot of the database, or a change in between would be lost.
             async with connection.transaction(isolation="repeatable_read", readonly=True):

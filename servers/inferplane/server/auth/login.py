@@ -18,7 +18,7 @@ from inferplane.server.errors import InferplaneError
 from inferplane.server.ids import now
 from inferplane.server.names import SESSION
 from inferplane.server.storage.audit import Actor
-from inferplane.server.storage.database import Database, works_for
+from inferplane.server.storage.database import Database, works_for_nobody
 from inferplane.server.storage.unit_of_work import UnitOfWorkFactory
 
 __all__ = ["Attempt", "LoginFlow", "SignedIn"]
@@ -131,7 +131,7 @@ class LoginFlow:
 
     async def _fetch_jwks(self) -> None:
         # For all who wait, and in the share of none of them.
-        works_for(str)
+        works_for_nobody()
         try:
             async with self._database.transaction() as connection:
                 self._jwks = public_set(await AuthReader(connection).signing_keys())

@@ -44,7 +44,7 @@ def _target(version: VersionInfo, role: str, state: State) -> deployment_pb2.Tar
         role=deployment_pb2.Target.Role.Value(f"ROLE_{role}"),
         model_version=VERSION.format(version.model, version.version),
         digest=version.digest,
-        signature=signature_message(version.described()),
+        signature=signature_message(version.known_signature()),
         state=_state(state),
     )
 

@@ -34,7 +34,7 @@ class VersionInfo:
     signature: Signature | None = field(compare=False)
     label_output: str
 
-    def described(self) -> Signature:
+    def known_signature(self) -> Signature:
         """The signature; ValueError where it was not read."""
         if self.signature is None:
             raise ValueError(f"the signature of version {self.version} of {self.model} was not read")
@@ -128,7 +128,7 @@ class Deployments:
 
 
 def _check_size(name: str, version: VersionInfo) -> None:
-    limit = largest_model(name, version.version, version.described())
+    limit = largest_model(name, version.version, version.known_signature())
     if version.size > limit:
         raise InferplaneError(
             ErrorReason.ERROR_REASON_MODEL_TOO_LARGE_TO_LOAD, size=str(version.size), limit=str(limit)

@@ -67,7 +67,7 @@ def _values(version: VersionInfo) -> dict[str, Any]:
         "version": version.version,
         "digest": version.digest,
         "size": version.size,
-        "signature": signature_message(version.described()).SerializeToString(deterministic=True),
+        "signature": signature_message(version.known_signature()).SerializeToString(deterministic=True),
         "label_output": version.label_output,
     }
 
@@ -108,7 +108,7 @@ class DeploymentReader:
         """Everything, oldest first: what shall be served and what shall be unloaded. Signatures are not read."""
         return await self._deployments(sa.select(*_plain, _unread).order_by(_columns.id), _unread)
 
-    async def described(self, deployment: Deployment, version: VersionInfo) -> VersionInfo | None:
+    async def with_signature(self, deployment: Deployment, version: VersionInfo) -> VersionInfo | None:
         """A version of the deployment's with its signature; None where the deployment has it no more."""
         mine = sa.select(_columns.signature).where(_columns.id == deployment.id, _columns.version == version.version)
         other = sa.select(_targets.signature).where(

@@ -61,7 +61,7 @@ class BodyReader:
         self._spared = 0
         self._recent: deque[int] = deque(maxlen=round(LOWEST_OF / SWEEP_INTERVAL))
         self._budget = budget
-        self.explained: Callable[[], int] = int
+        self.held_elsewhere: Callable[[], int] = lambda: 0
         """Bytes that this process holds for something else, and will let go: they are not weighed."""
 
     async def read(self, call: Call) -> bytes:
@@ -145,7 +145,7 @@ class BodyReader:
         lowest = min(self._recent, default=resident)
         first = {call: lowest if call.method.access.public else resident for call in arriving}
         self._levels = {call: min(self._levels.get(call, level), resident) for call, level in first.items()}
-        grown = {call: resident - level - self.explained() for call, level in self._levels.items()}
+        grown = {call: resident - level - self.held_elsewhere() for call, level in self._levels.items()}
         public = [call for call in arriving if call.method.access.public and grown[call] > PUBLIC_BUDGET]
         known = [call for call in arriving if not call.method.access.public and grown[call] > self._budget]
         bodies = [call for call in known if call in self._slow]

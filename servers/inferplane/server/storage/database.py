@@ -16,7 +16,7 @@ from inferplane.server.errors import InferplaneError
 from inferplane.server.fairness import FairGate
 from inferplane.server.settings import ServiceName, Settings
 
-__all__ = ["ENDS_WITH_US", "Database", "asyncpg_dsn", "database_url", "role_of", "works_for"]
+__all__ = ["ENDS_WITH_US", "Database", "asyncpg_dsn", "database_url", "role_of", "works_for", "works_for_nobody"]
 
 CONNECT_TIMEOUT = 3.0
 COMMAND_TIMEOUT = 15.0
@@ -39,12 +39,21 @@ _OUTAGE_STATES = ("08", "57P", "53")
 """SQLSTATE classes of a lost connection, an operator's intervention and exhausted resources."""
 
 
-_work_of: ContextVar[Callable[[], str]] = ContextVar("inferplane_work_of", default=str)
+def _nobody() -> str:
+    return ""
+
+
+_work_of: ContextVar[Callable[[], str]] = ContextVar("inferplane_work_of", default=_nobody)
 
 
 def works_for(caller: Callable[[], str]) -> None:
-    """What this task does from now on, it does for whom `caller` names when it is asked; else for nobody."""
+    """What this task does from now on, it does for whom `caller` names when it is asked."""
     _work_of.set(caller)
+
+
+def works_for_nobody() -> None:
+    """What this task does from now on, it does for the service itself, as if it had never been told otherwise."""
+    _work_of.set(_nobody)
 
 
 def role_of(service: ServiceName) -> str:

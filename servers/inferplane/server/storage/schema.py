@@ -5,7 +5,7 @@ from sqlalchemy import URL
 
 from inferplane.server.storage.database import asyncpg_dsn
 
-__all__ = ["BREAK", "MIN_SCHEMA", "SCHEMA_VERSION", "SchemaVersionError", "check_version", "refuse_newer"]
+__all__ = ["BREAK", "MIN_SCHEMA", "SCHEMA_VERSION", "SchemaVersionError", "check_not_newer", "check_version"]
 
 SCHEMA_VERSION = "0007"
 """The newest that this release knows, and what it migrates to. Versions sort as text."""
@@ -43,7 +43,7 @@ async def check_version(url: URL) -> None:
         )
 
 
-async def refuse_newer(connection: asyncpg.Connection) -> None:
+async def check_not_newer(connection: asyncpg.Connection) -> None:
     """Raise SchemaVersionError where the database has been migrated to what only newer releases work with."""
     minimum = await connection.fetchval("SELECT minimum FROM public.schema_compatibility")
     if minimum is not None and minimum > SCHEMA_VERSION:

@@ -47,7 +47,7 @@ def fused_handlers(
             unread.check(call.principal.subject)
             return await bodies.read(call)
         except BaseException as error:
-            outcomes.turned_away(call.request_id, call.principal.subject, call.ending or error)
+            outcomes.turned_away(call.request_id, call.principal.subject, call.ending or error, call.peer)
             raise
 
     async def model_infer(_requests: Any, context: Context) -> bytes:
@@ -75,7 +75,7 @@ def fused_handlers(
                     admission.authorize_somewhere(call.principal, streaming.access.permission.permission)
                     calls.claim_stream(call)
                 except BaseException as error:
-                    outcomes.turned_away(call.request_id, call.principal.subject, call.ending or error)
+                    outcomes.turned_away(call.request_id, call.principal.subject, call.ending or error, call.peer)
                     raise
                 context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))
                 await PredictionStream(call, forwarder, admission, bodies, unread, stream_idle_limit).run()

@@ -8,15 +8,15 @@ import grpc
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
-from inferplane.server.access.snapshot import Route, Target
+from inferplane.server.access.snapshot import Target
 from inferplane.server.errors import InferplaneError
+from inferplane.server.inference.dataplane.attempt import Attempt
 from inferplane.server.inference.records.labels import LabelSource
 from inferplane.server.inference.records.notes import Note, Notes
-from inferplane.server.limits import MAX_CLIENT_REQUEST_ID
 from inferplane.server.log_pace import LogPace
 from inferplane.server.rpc.errors import reason_name, status_code
 
-__all__ = ["Attempt", "Outcomes"]
+__all__ = ["Outcomes"]
 
 log = structlog.get_logger("predictions")
 
@@ -34,26 +34,6 @@ _OF_THE_CALLER = frozenset(
         grpc.StatusCode.DEADLINE_EXCEEDED,
     }
 )
-
-
-class Attempt:
-    """A prediction that is asked for. `route` is None until its caller was authorized."""
-
-    __slots__ = ("arrived_ns", "caller", "client_request_id", "id", "route", "started_ns")
-
-    def __init__(self, prediction_id: str, caller: str) -> None:
-        self.id = prediction_id
-        self.caller = caller
-        self.route: Route | None = None
-        self.client_request_id = ""
-        self.arrived_ns = time.time_ns()
-        self.started_ns = time.monotonic_ns()
-
-    def named(self, text: str) -> None:
-        """Keep the id that the client gave to its request, within bounds."""
-        if text:
-            kept = text.encode()[:MAX_CLIENT_REQUEST_ID].decode(errors="ignore")
-            self.client_request_id = kept.replace("\0", "")
 
 
 class Outcomes:
@@ -88,7 +68,7 @@ class Outcomes:
         metrics = self._succeeded.get(deployment)
         if metrics is None:
             # Deployments that are gone leave a few bytes; only what was deployed gets here.
-            metrics = self._predictions.labels(deployment, "0"), self._latency.labels(deployment)
+            metrics = self._predictions.labels(deployment, grpc.StatusCode.OK.name), self._latency.labels(deployment)
             self._succeeded[deployment] = metrics
         metrics[0].inc()
         metrics[1].observe(elapsed / 1e9)
@@ -98,11 +78,11 @@ class Outcomes:
         """The call ended with `error`: before it was authorized it is a refusal, which never fills a table."""
         code, reason = _described(error)
         if attempt.route is None:
-            self.refused(attempt.id, attempt.caller, code, reason)
+            self._refuse(attempt.id, attempt.caller, code, reason)
             return
         elapsed = time.monotonic_ns() - attempt.started_ns
         deployment = attempt.route.deployment
-        self._predictions.labels(deployment, str(code.value[0])).inc()
+        self._predictions.labels(deployment, code.name).inc()
         self._note(attempt, attempt.route.target, elapsed, code.value[0], None)
         self._log_failure(attempt, deployment, code, reason, elapsed, error)
 
@@ -132,22 +112,24 @@ class Outcomes:
                 lines_suppressed=pace.take_suppressed() or None,
             )
 
-    def refused(self, request_id: str, caller: str, code: grpc.StatusCode, reason: str) -> None:
-        """A call that was turned away."""
+    def turned_away(self, request_id: str, caller: str, error: BaseException, address: str) -> None:
+        """A call that ended with `error` before anything was asked."""
+        self._refuse(request_id, caller, *_described(error), address=address)
+
+    def _refuse(
+        self, request_id: str, caller: str, code: grpc.StatusCode, reason: str, address: str | None = None
+    ) -> None:
         self._refused.labels(reason).inc()
         if self._pace.passes():
             log.warning(
                 "prediction_refused",
                 request_id=request_id,
                 caller=caller,
+                address=address,
                 code=code.name,
                 reason=reason,
                 lines_suppressed=self._pace.take_suppressed() or None,
             )
-
-    def turned_away(self, request_id: str, caller: str, error: BaseException) -> None:
-        """A call that ended with `error` before anything was asked."""
-        self.refused(request_id, caller, *_described(error))
 
     def _note(self, attempt: Attempt, target: Target, elapsed_ns: int, status: int, labels: LabelSource | None) -> None:
         assert attempt.route is not None  # noqa: S101 - only what was routed is recorded

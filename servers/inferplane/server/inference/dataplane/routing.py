@@ -13,7 +13,7 @@ from inferplane.server.access.principal import Principal
 from inferplane.server.access.snapshot import Route, Target
 from inferplane.server.errors import InferplaneError, invalid_field
 from inferplane.server.inference.dataplane.answer import Answer, Output, UnfitAnswerError, read_answer
-from inferplane.server.inference.dataplane.outcome import Attempt
+from inferplane.server.inference.dataplane.attempt import Attempt
 from inferplane.server.inference.dataplane.request import (
     InferRequest,
     check_request,

@@ -83,7 +83,7 @@ class ModelLoader:
         try:
             native = await self._has_native_backend(name)
             head = load_head(
-                name, version.version, version.described(), version.size, native=native, digest=version.digest
+                name, version.version, version.known_signature(), version.size, native=native, digest=version.digest
             )
             outcome = await self._run(self._job(version, head))
             _raise_for(outcome)

@@ -174,7 +174,7 @@ class Reconciler:
     async def _load(self, deployment: "Deployment", version: "VersionInfo") -> None:
         key = key_of(deployment, version)
         async with self._database.transaction() as connection:
-            described = await DeploymentReader(connection).described(deployment, version)
+            described = await DeploymentReader(connection).with_signature(deployment, version)
         if described is None:
             return
         log.info("deployment_loading", deployment=deployment.name, digest=version.digest)
