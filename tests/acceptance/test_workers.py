@@ -42,7 +42,7 @@ async def all_answer(address: str, token: str) -> bool:
 
 async def counted(plane: Inferplane, calls: int) -> None:
     async with asyncio.timeout(10):
-        while sum(version.call_count for version in await plane.reporting.metrics("echo")) < calls:  # noqa: ASYNC110
+        while sum(version.call_count for version in await plane.reporting.metrics("echo")) < calls:  # noqa: ASYNC110 - it tells nobody
             await asyncio.sleep(0.05)
 
 

@@ -86,6 +86,7 @@ class FileLock:
     def _keep_waiting(self, deadline: float, timeout: float) -> None:
         if time.monotonic() > deadline:
             raise Unavailable(f"another process has held {self._path} for {timeout:.0f} s")
+        # flock(2) waits for ever or not at all.
         time.sleep(_LOCK_POLL)
 
     def release(self) -> None:

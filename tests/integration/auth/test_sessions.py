@@ -88,7 +88,7 @@ async def test_reuse_of_a_refresh_token_after_the_grace_ends_the_session(mesh: M
     old = (await open_session(mesh)).refresh_token
     fresh = (await refresh(mesh, old)).tokens.refresh_token
     age = f"used_at = used_at - interval '{REFRESH_GRACE.total_seconds()} seconds'"
-    await execute(database_url, f"UPDATE auth.refresh_token SET {age} WHERE used_at IS NOT NULL")  # noqa: S608
+    await execute(database_url, f"UPDATE auth.refresh_token SET {age} WHERE used_at IS NOT NULL")  # noqa: S608 - constants
     assert await reason(refresh(mesh, old)) == (grpc.StatusCode.UNAUTHENTICATED, "REFRESH_TOKEN_REUSED")
     assert await reason(refresh(mesh, fresh)) == (grpc.StatusCode.UNAUTHENTICATED, "SESSION_ENDED")
 
@@ -162,7 +162,7 @@ async def test_a_session_is_remembered_a_minute_beyond_its_tokens_by_the_databas
     tokens = await open_session(mesh)
     await mesh.auth.Logout(pb.LogoutRequest(), metadata=bearer(tokens.access_token))
     past = f"tokens_expire_at = now() - interval '{seconds} seconds'"
-    await execute(database_url, f"UPDATE auth.session SET {past}")  # noqa: S608
+    await execute(database_url, f"UPDATE auth.session SET {past}")  # noqa: S608 - constants
     assert len(await rows(database_url, "SELECT session FROM policy.revoked")) == remembered
 
 

@@ -144,7 +144,7 @@ def convert_events(connection: Connection) -> None:
     """Write all events as bytes, in batches by id."""
     columns = "id, occurred_at, service, actor, on_behalf_of, request_id, action, resource, detail"
     found = text(
-        f"SELECT {columns} FROM reporting.audit_event WHERE id > :last ORDER BY id LIMIT {BATCH}"  # noqa: S608
+        f"SELECT {columns} FROM reporting.audit_event WHERE id > :last ORDER BY id LIMIT {BATCH}"  # noqa: S608 - constants
     )
     written = text(
         """
