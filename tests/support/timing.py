@@ -16,3 +16,15 @@ def processor_time() -> Iterator[Callable[[], float]]:
         yield lambda: time.thread_time() - began
     finally:
         gc.enable()
+
+
+def least_processor_time(work: Callable[[], object], tries: int = 5) -> float:
+    """The least that some tries of the same took, in seconds: a virtual machine counts as a thread's own what its
+    host takes away from it."""
+
+    def one() -> float:
+        with processor_time() as spent:
+            work()
+            return spent()
+
+    return min(one() for _ in range(tries))

@@ -14,7 +14,7 @@ from inferplane.server.inference.dataplane.request import InferRequest, check_re
 from inferplane.server.inference.wire import length_prefixed
 from inferplane.server.rpc.errors import reason_name
 from inferplane.server.tensors import Signature, TensorSpec
-from tests.support.timing import processor_time
+from tests.support.timing import least_processor_time
 
 SIGNATURE = Signature(
     (TensorSpec("x", "FP32", (-1, 2)), TensorSpec("s", "INT64", ())), (TensorSpec("y", "FP32", (-1,)),)
@@ -180,7 +180,10 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
 @pytest.mark.parametrize("hostile", HOSTILE)
 def test_62_mib_of_anything_are_judged_in_milliseconds(hostile: str) -> None:
     body = length_prefixed(1, b"m") + HOSTILE[hostile]()
-    with processor_time() as taken, pytest.raises(InferplaneError) as refused:
-        check_request(read(body), SIGNATURE)
-    assert taken() < 0.1
-    assert reason_name(refused.value.reason) in ("INVALID_FIELD", "MESSAGE_TOO_LARGE")
+
+    def judge() -> None:
+        with pytest.raises(InferplaneError) as refused:
+            check_request(read(body), SIGNATURE)
+        assert reason_name(refused.value.reason) in ("INVALID_FIELD", "MESSAGE_TOO_LARGE")
+
+    assert least_processor_time(judge) < 0.1

@@ -15,7 +15,7 @@ from inferplane.server.inference.typed_tensors import check_typed_size, raw_cont
 from inferplane.server.inference.wire import length_prefixed
 from inferplane.server.rpc.errors import reason_name
 from inferplane.server.tensors import NUMPY_TYPES
-from tests.support.timing import processor_time
+from tests.support.timing import least_processor_time
 
 
 @pytest.mark.parametrize("datatype", NUMPY_TYPES)
@@ -72,10 +72,13 @@ LARGE: dict[str, Callable[[], bytes]] = {
 @pytest.mark.parametrize("what", LARGE)
 def test_a_large_typed_request_is_refused_before_it_is_parsed(what: str) -> None:
     body = LARGE[what]()
-    with processor_time() as taken, pytest.raises(InferplaneError) as refused:
-        check_typed_size(body)
-    assert taken() < 0.1
-    assert reason_name(refused.value.reason) in ("INVALID_FIELD", "MESSAGE_TOO_LARGE")
+
+    def judge() -> None:
+        with pytest.raises(InferplaneError) as refused:
+            check_typed_size(body)
+        assert reason_name(refused.value.reason) in ("INVALID_FIELD", "MESSAGE_TOO_LARGE")
+
+    assert least_processor_time(judge) < 0.1
 
 
 def test_raw_values_may_be_as_large_as_messages() -> None:
@@ -95,10 +98,13 @@ def test_bf16_travels_raw() -> None:
 @pytest.mark.parametrize("shape", [[1 << 62] * 7200, [1 << 40, 1 << 40], [-1]], ids=["rank", "size", "negative"])
 def test_a_shape_that_no_tensor_has_costs_nothing(shape: list[int]) -> None:
     tensor = Tensor(name="x", datatype="FP32", shape=shape, doubles=Tensor.DoubleValues(values=[1]))
-    with processor_time() as taken, pytest.raises(InferplaneError) as refused:
-        raw_contents(tensor, "inputs[0]")
-    assert taken() < 0.05
-    assert refused.value.violations[0][0] == "inputs[0].shape"
+
+    def judge() -> None:
+        with pytest.raises(InferplaneError) as refused:
+            raw_contents(tensor, "inputs[0]")
+        assert refused.value.violations[0][0] == "inputs[0].shape"
+
+    assert least_processor_time(judge) < 0.05
 
 
 def test_a_scalar_travels_as_one_element() -> None:
