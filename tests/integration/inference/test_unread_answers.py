@@ -5,6 +5,7 @@ from typing import Any
 
 import grpc
 import pytest
+from tritonclient.grpc import service_pb2
 
 from inferplane.inference.v1.inference_service_pb2 import PredictRequest
 from inferplane.server.inference.dataplane import unread
@@ -79,6 +80,22 @@ async def until_refused(plane: Any) -> None:
         return bool(plane.unread._held["users/alice"] >= unread.EACH)
 
     await until(held)
+
+
+async def test_a_message_of_a_stream_that_is_refused_for_them_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unread, "EACH", 4 * MIB)
+    async with data_plane() as plane, raw_connection(plane.address) as connection:
+        connection.reads_answers = False
+        for _ in range(4):
+            await ask(connection)
+        await until_refused(plane)
+        call = plane.stream()
+        await call.write(infer_request().SerializeToString())
+        reply = service_pb2.ModelStreamInferResponse.FromString(await call.read())
+        assert "too many answers have not been read" in reply.error_message
+        assert plane.count("inferplane_predictions_total", deployment="m", code="RESOURCE_EXHAUSTED") == 1
+        assert [note.status_code for note in plane.notes.batch()][-1] == grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
+        call.cancel()
 
 
 async def test_what_is_not_read_is_let_go_with_its_connection() -> None:

@@ -139,6 +139,7 @@ class Forwarder:
     ) -> tuple[Admitted, Route, bytes]:
         """What was known of the request when Triton was asked, and its answer."""
         admitted, route = self._router.admit(attempt, principal, body)
+        self._unread.check(principal.subject)
         caller, cost = principal.subject, len(body) + CALL_COST
         if not self._gate.try_enter(caller, cost):
             await self._wait(caller, cost, deadline)

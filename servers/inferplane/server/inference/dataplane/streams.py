@@ -120,7 +120,6 @@ class PredictionStream:
     async def _answer(self, data: bytes) -> "_Reply":
         prediction_id = uuid7_text()
         try:
-            self._unread.check(self._call.principal.subject)
             answer = await self._forwarder.predict(self._call.principal, prediction_id, data)
         except InferplaneError as error:
             return _Reply(_refusal(error, data), 0)
