@@ -63,6 +63,36 @@ def test_the_direct_way_is_there(service: tuple[Service, grpc.aio.Channel]) -> N
     assert made.__qualname__ == direct.__qualname__
 
 
+class Strange:
+    """As another release of gRPC might have it: the call takes other arguments, or lacks a part."""
+
+    def __init__(self, missing: str = "") -> None:
+        for name in {"is_ok", "status", "cancel", "initial_metadata"} - {missing}:
+            setattr(self, name, lambda: None)
+        if not missing:
+            setattr(self, "unary_unary", self.close)  # noqa: B010 - not the method's type, which is the point
+
+    def call(self, *_arguments: Any) -> "Strange":
+        return self
+
+    def unary_unary(self, _body: bytes, _metadata: Any, _context: Any) -> "Strange":
+        return self
+
+    def close(self) -> None:
+        """As a coroutine is that never began."""
+
+
+@pytest.mark.parametrize(
+    "below", [None, object(), Strange(), *map(Strange, ("is_ok", "status", "cancel", "initial_metadata"))]
+)
+def test_with_another_object_below_calls_go_the_usual_way(
+    below: Any, service: tuple[Service, grpc.aio.Channel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service[1], "_channel", below)
+    made, usual = direct_unary(service[1], PATH), usual_unary(service[1], PATH)
+    assert made.__qualname__ == usual.__qualname__
+
+
 async def test_body_and_metadata_arrive_and_the_answer_comes_back(
     service: tuple[Service, grpc.aio.Channel], call: Unary
 ) -> None:

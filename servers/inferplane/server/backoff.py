@@ -6,7 +6,7 @@ __all__ = ["Backoff"]
 
 
 class Backoff:
-    """Pauses, in seconds, that double from `first` to `most`; what went well for `steady` seconds begins anew."""
+    """Pauses, in seconds, that double from `first` to `most`; what lasted for `steady` seconds begins anew."""
 
     def __init__(self, first: float, most: float, *, steady: float = 10.0) -> None:
         self._first = first

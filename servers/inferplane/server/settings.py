@@ -96,7 +96,9 @@ class Settings(BaseModel):
     max_connections: int = Field(2000, ge=1, description="Connections per worker process.")
     max_streams_per_connection: int = Field(1000, ge=1, description="Calls at once on one connection; more wait.")
     slow_body_budget: int = Field(
-        512 << 20, ge=1 << 20, description="Bytes that unary requests may hold while they arrive slowly, per worker."
+        512 << 20,
+        ge=1 << 20,
+        description="Bytes that a worker may grow by while requests, and messages of streams, arrive slowly.",
     )
     max_message_size: int = Field(
         4 << 20,

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 import grpc
@@ -77,9 +78,10 @@ class Stand:
         self.now = 0.0
         self.triton = Triton()
         part: Any = self.triton
-        source = PolicySource(*database.database_url(settings, ServiceName.INFERENCE), 300)
-        self.leadership = Leadership(source.connect, 4711)
-        self.source = source
+        where = database.database_url(settings, ServiceName.INFERENCE)
+        self.source = PolicySource(*where, 300)
+        self.connect = partial(database.lone_connection, *where, "leader")
+        self.leadership = Leadership(self.connect, 4711)
         self.reconciler = Reconciler(self.leadership, self.database, self.units, part, part, lambda: self.now)
 
     async def create(self, name: str = "m", shown: VersionInfo | None = None) -> None:
@@ -109,7 +111,7 @@ class Stand:
         return deployment
 
     async def execute(self, statement: str) -> None:
-        connection = await self.source.connect()
+        connection = await self.connect()
         await connection.execute(statement)
         await connection.close()
 

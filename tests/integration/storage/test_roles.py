@@ -4,9 +4,8 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, ProgrammingError
 
-from inferplane.server.access.source import PolicySource
 from inferplane.server.settings import ServiceName, Settings
-from inferplane.server.storage.database import Database, database_url, role_of
+from inferplane.server.storage.database import Database, database_url, lone_connection, role_of
 
 OWN = {
     ServiceName.AUTH: "auth.user_account",
@@ -83,8 +82,7 @@ async def test_connections_end_with_a_machine_that_vanishes(settings: Settings) 
     """Over a socket of this machine the keepalives read as zero; that they are taken is what can be seen here."""
     shown = await attempt(settings, ServiceName.INFERENCE, "SHOW idle_in_transaction_session_timeout")
     assert shown == "1min"
-    source = PolicySource(*database_url(settings, ServiceName.INFERENCE), 300)
-    connection = await source.connect()
+    connection = await lone_connection(*database_url(settings, ServiceName.INFERENCE), "test")
     try:
         assert await connection.fetchval("SHOW idle_in_transaction_session_timeout") == "1min"
     finally:

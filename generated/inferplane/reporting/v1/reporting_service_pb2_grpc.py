@@ -80,7 +80,7 @@ class ReportingServiceServicer:
 
     def QueryMetrics(self, request, context):
         """Calls, errors and latency of a model's versions. Fails with DEADLINE_EXCEEDED where it takes more than 10 s (ask for
-        a shorter window), and with OVERLOADED while too many others ask.
+        a shorter window), and with OVERLOADED while too many ask.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

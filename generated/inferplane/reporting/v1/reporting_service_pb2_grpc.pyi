@@ -27,7 +27,7 @@ class ReportingServiceStub:
     """
     QueryMetrics: _aio.UnaryUnaryMultiCallable[_reporting_service_pb2.QueryMetricsRequest, _reporting_service_pb2.QueryMetricsResponse]
     """Calls, errors and latency of a model's versions. Fails with DEADLINE_EXCEEDED where it takes more than 10 s (ask for
-    a shorter window), and with OVERLOADED while too many others ask.
+    a shorter window), and with OVERLOADED while too many ask.
     """
     GetQualityReport: _aio.UnaryUnaryMultiCallable[_reporting_service_pb2.GetQualityReportRequest, _reporting_service_pb2.GetQualityReportResponse]
     """How often a model's versions were right, by the labels received. Fails as QueryMetrics does."""
@@ -63,7 +63,7 @@ class ReportingServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_reporting_service_pb2.QueryMetricsRequest, _abc.Awaitable[_reporting_service_pb2.QueryMetricsResponse]],
     ) -> _abc.Awaitable[_reporting_service_pb2.QueryMetricsResponse]:
         """Calls, errors and latency of a model's versions. Fails with DEADLINE_EXCEEDED where it takes more than 10 s (ask for
-        a shorter window), and with OVERLOADED while too many others ask.
+        a shorter window), and with OVERLOADED while too many ask.
         """
 
     @_abc_1.abstractmethod

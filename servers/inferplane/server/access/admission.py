@@ -1,4 +1,4 @@
-"""Who calls, and whether they may: asked in one way by the pipeline, by the data plane and for gateways."""
+"""Who calls, and whether they may: asked in one way by the pipeline, by the data plane and by lists."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -35,7 +35,8 @@ class Admission:
     async def authenticate(self, metadata: Metadata) -> Principal:
         """Who calls, by the call's metadata.
 
-        Raises CREDENTIALS_MISSING, CREDENTIALS_INVALID, TOKEN_EXPIRED or SESSION_ENDED.
+        Raises CREDENTIALS_MISSING, CREDENTIALS_INVALID, TOKEN_EXPIRED, SESSION_ENDED, POLICY_STALE, and
+        DEPENDENCY_UNAVAILABLE where the keys of the auth service were never seen.
         """
         token = bearer_token(metadata)
         principal = self._verifier.remembered(token) or await self._verifier.verify(token)
@@ -53,9 +54,13 @@ class Admission:
             raise InferplaneError(ErrorReason.ERROR_REASON_TOKEN_EXPIRED)
         self.confirm_session(principal)
 
+    def allows(self, principal: Principal, permission: Permission.ValueType, name: str) -> bool:
+        """Whether a grant gives the permission on `name` (`*` for the installation)."""
+        return self.policy().allows(principal.subject, permission, name)
+
     def authorize(self, principal: Principal, permission: Permission.ValueType, name: str) -> None:
         """Raises PERMISSION_DENIED unless a grant gives the permission on `name` (`*` for the installation)."""
-        if not self.policy().allows(principal.subject, permission, name):
+        if not self.allows(principal, permission, name):
             raise denied(permission, name)
 
     def authorize_somewhere(self, principal: Principal, permission: Permission.ValueType) -> None:

@@ -16,7 +16,7 @@ from inferplane.server.access.routes import read_routes
 from inferplane.server.access.snapshot import EMPTY, GrantRow, Grants, Part, PolicySnapshot, Route
 from inferplane.server.errors import InferplaneError
 from inferplane.server.settings import ServiceName
-from inferplane.server.storage.database import ENDS_WITH_US, asyncpg_dsn
+from inferplane.server.storage.database import lone_connection
 from inferplane.server.storage.schema import SchemaVersionError, check_not_newer
 
 __all__ = ["PolicySource", "parts_of"]
@@ -24,10 +24,7 @@ __all__ = ["PolicySource", "parts_of"]
 log = structlog.get_logger()
 
 CHECK_INTERVAL = 1.0
-ANSWER_TIMEOUT = 2.0
 NEVER = float("-inf")
-APPLICATION_NAME = "inferplane-policy"
-"""How this connection is called in the database, where a migration looks for services."""
 
 
 async def _grants(connection: asyncpg.Connection, _present: PolicySnapshot) -> Grants:
@@ -67,7 +64,7 @@ class PolicySource:
     def __init__(self, url: URL, role: str | None, max_staleness: float, parts: Collection[Part] = tuple(Part)) -> None:
         self._max_staleness = max_staleness
         self._parts = parts
-        self._dsn = asyncpg_dsn(url)
+        self._url = url
         self._role = role
         self._watchers: list[Callable[[bool], None]] = []
         self._available = False
@@ -112,15 +109,8 @@ class PolicySource:
                 self._set_available(False)
                 await asyncio.sleep(0.25)
 
-    async def connect(self) -> asyncpg.Connection:
-        """A connection outside the pool, for listening and for session locks; the caller closes it."""
-        settings = ENDS_WITH_US | {"application_name": APPLICATION_NAME} | ({"role": self._role} if self._role else {})
-        return await asyncpg.connect(
-            self._dsn, timeout=ANSWER_TIMEOUT, command_timeout=ANSWER_TIMEOUT, server_settings=settings
-        )
-
     async def _follow(self) -> None:
-        connection = await self.connect()
+        connection = await lone_connection(self._url, self._role, "policy")
         try:
             connection.add_termination_listener(lambda _: self._lost())
             await connection.add_listener("policy_changed", lambda *_: self._wake.set())

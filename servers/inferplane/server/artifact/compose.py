@@ -40,7 +40,7 @@ async def compose(core: Core) -> None:
         core.mutations,
         core.database,
         core.pages,
-        core.policy.current,
+        core.admission,
     )
     add_artifact = artifact_service_pb2_grpc.add_ArtifactServiceServicer_to_server
     add_models = model_registry_service_pb2_grpc.add_ModelRegistryServiceServicer_to_server

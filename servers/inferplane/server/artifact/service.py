@@ -1,7 +1,7 @@
 """Artifact's RPCs: from message to domain call to message."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
@@ -9,7 +9,7 @@ from inferplane.artifact.v1 import artifact_service_pb2 as artifact_pb
 from inferplane.artifact.v1 import artifact_service_pb2_grpc, model_pb2, model_registry_service_pb2_grpc, upload_pb2
 from inferplane.artifact.v1 import model_registry_service_pb2 as registry_pb
 from inferplane.common.v1.access_pb2 import Permission
-from inferplane.server.access.snapshot import PolicySnapshot
+from inferplane.server.access.admission import Admission
 from inferplane.server.artifact.blobs import BlobReader
 from inferplane.server.artifact.convert import alias_message, model_message, upload_message, version_message
 from inferplane.server.artifact.inputs import (
@@ -106,14 +106,14 @@ class ModelRegistryService(model_registry_service_pb2_grpc.ModelRegistryServiceS
         mutations: Mutations,
         database: Database,
         pages: PageTokens,
-        policy: Callable[[], PolicySnapshot],
+        admission: Admission,
     ) -> None:
         self._registry = registry
         self._inspection = inspection
         self._mutations = mutations
         self._database = database
         self._pages = pages
-        self._policy = policy
+        self._admission = admission
 
     async def CreateModel(self, request: registry_pb.CreateModelRequest, context: Any) -> model_pb2.Model:
         new = parse(NewModel, request)
@@ -133,10 +133,10 @@ class ModelRegistryService(model_registry_service_pb2_grpc.ModelRegistryServiceS
     async def ListModels(self, request: registry_pb.ListModelsRequest, context: Any) -> registry_pb.ListModelsResponse:
         scope = ("ListModels",)
         page = self._pages.page(scope, request.page_size, request.page_token)
-        subject, policy = current_call().principal.subject, self._policy()
+        principal = current_call().principal
 
         def may_see(name: str) -> bool:
-            return policy.allows(subject, Permission.PERMISSION_MODELS_READ, name)
+            return self._admission.allows(principal, Permission.PERMISSION_MODELS_READ, name)
 
         async with self._database.transaction() as connection:
             models, after = await visible_models(RegistryReader(connection).models, page.after, page.size, may_see)

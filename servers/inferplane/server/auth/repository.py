@@ -36,7 +36,7 @@ def _grant(row: Any) -> Grant:
 
 
 class AuthReader:
-    """Reads and upkeep, on any connection."""
+    """Reads, and the upkeep that leaves no audit event, on any connection."""
 
     def __init__(self, connection: AsyncConnection) -> None:
         self._connection = connection

@@ -1,5 +1,7 @@
 """Puts the inference service together."""
 
+from functools import partial
+
 from inferplane.artifact.v1 import model_registry_service_pb2_grpc
 from inferplane.inference.v1 import deployment_service_pb2_grpc, inference_service_pb2_grpc
 from inferplane.reporting.v1 import reporting_service_pb2_grpc
@@ -21,6 +23,7 @@ from inferplane.server.inference.triton_link import SERVICE, TritonLink
 from inferplane.server.inference.triton_monitor import TritonMonitor
 from inferplane.server.inference.typed_tensors import check_typed_size
 from inferplane.server.settings import ServiceName
+from inferplane.server.storage.database import database_url, lone_connection
 from inferplane.server.storage.leadership import Leadership
 
 __all__ = ["compose"]
@@ -55,9 +58,7 @@ async def compose(core: Core) -> None:
         add_typed, InferenceService(forward, unread), (TRITON,), checks={"Predict": check_typed_size}
     )
     add_deployments = deployment_service_pb2_grpc.add_DeploymentServiceServicer_to_server
-    deployments = DeploymentService(
-        Deployments(), source, core.mutations, core.database, core.pages, core.policy.current
-    )
+    deployments = DeploymentService(Deployments(), source, core.mutations, core.database, core.pages, core.admission)
     core.server.add_service(add_deployments, deployments, (DATABASE,))
 
 
@@ -92,7 +93,8 @@ def _records(core: Core) -> Notes:
 def _reconcile(core: Core, link: TritonLink) -> None:
     artifact = core.settings.endpoints[ServiceName.ARTIFACT]
     loader = ModelLoader(link, artifact, lambda: core.signer.metadata(ServiceName.ARTIFACT))
-    leadership = Leadership(core.policy.connect, LEADER_LOCK)
+    connect = partial(lone_connection, *database_url(core.settings, core.service), "leader")
+    leadership = Leadership(connect, LEADER_LOCK)
     reconciler = Reconciler(leadership, core.database, core.units_of_work, link, loader)
     core.policy.on_refresh(Part.DEPLOYMENTS, reconciler.wake)
     core.tasks.start("reconciler", reconciler.run)

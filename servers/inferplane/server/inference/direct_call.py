@@ -27,10 +27,11 @@ def direct_unary(channel: grpc.aio.Channel, path: str) -> Unary:
 
 
 def _is_known(channel: Any) -> bool:
-    """Whether it is the object that `_direct` was written for: tried with a call that is never sent."""
+    """Whether it takes what `_direct` gives it, and has what that asks for: tried with a call that is never sent."""
     try:
         trial = channel.call(b"/", time.time(), None, None, 0)
-        return callable(trial.unary_unary) and callable(trial.is_ok) and callable(trial.status)
+        trial.unary_unary(b"", (), None).close()
+        return all(map(callable, (trial.is_ok, trial.status, trial.cancel, trial.initial_metadata)))
     except (AttributeError, TypeError):
         return False
 

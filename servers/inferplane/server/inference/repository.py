@@ -73,7 +73,7 @@ def _values(version: VersionInfo) -> dict[str, Any]:
 
 
 class DeploymentReader:
-    """Reads, on any connection."""
+    """Reads, and the upkeep that leaves no audit event, on any connection."""
 
     def __init__(self, connection: AsyncConnection) -> None:
         self._connection = connection

@@ -1,7 +1,6 @@
 """Inference's RPCs: from message to domain call to message."""
 
 import asyncio
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -14,7 +13,7 @@ from inferplane.inference.v1 import (
 )
 from inferplane.inference.v1 import deployment_service_pb2 as deployment_pb
 from inferplane.inference.v1 import inference_service_pb2 as inference_pb
-from inferplane.server.access.snapshot import PolicySnapshot
+from inferplane.server.access.admission import Admission
 from inferplane.server.errors import InferplaneError
 from inferplane.server.inference.convert import deployment_message, infer_request, predict_response
 from inferplane.server.inference.dataplane.answer import Answer
@@ -69,14 +68,14 @@ class DeploymentService(deployment_service_pb2_grpc.DeploymentServiceServicer):
         mutations: Mutations,
         database: Database,
         pages: PageTokens,
-        policy: Callable[[], PolicySnapshot],
+        admission: Admission,
     ) -> None:
         self._deployments = deployments
         self._source = source
         self._mutations = mutations
         self._database = database
         self._pages = pages
-        self._policy = policy
+        self._admission = admission
 
     async def CreateDeployment(
         self, request: deployment_pb.CreateDeploymentRequest, context: Any
@@ -117,10 +116,10 @@ class DeploymentService(deployment_service_pb2_grpc.DeploymentServiceServicer):
     ) -> deployment_pb.ListDeploymentsResponse:
         scope = ("ListDeployments",)
         page = self._pages.page(scope, request.page_size, request.page_token)
-        subject, snapshot = current_call().principal.subject, self._policy()
+        principal = current_call().principal
         async with self._database.transaction() as connection:
             deployments, after = await DeploymentReader(connection).visible(
-                page, lambda name: snapshot.allows(subject, Permission.PERMISSION_DEPLOYMENTS_READ, name)
+                page, lambda name: self._admission.allows(principal, Permission.PERMISSION_DEPLOYMENTS_READ, name)
             )
         # Off the loop: a page of large signatures takes a while.
         messages = await asyncio.to_thread(lambda: [deployment_message(deployment) for deployment in deployments])

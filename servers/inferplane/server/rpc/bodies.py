@@ -161,7 +161,7 @@ class BodyReader:
     def _end(self, calls: Iterable[Call], kind: Iterable[Call], resident: int) -> None:
         for call in calls:
             call.end(InferplaneError.overloaded("requests that arrive slowly hold too much"))
-        # What they held is used again before the process grows; the others of their kind are weighed anew.
+        # What they held is used again before the process grows; `kind` is weighed anew.
         self._levels.update(dict.fromkeys(kind, resident))
 
 

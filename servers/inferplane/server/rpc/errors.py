@@ -37,7 +37,7 @@ CATALOG: Mapping[ErrorReason.ValueType, tuple[StatusCode, str]] = {
         "the idempotency key was used with another request",
     ),
     _R.ERROR_REASON_INVALID_PAGE_TOKEN: (StatusCode.INVALID_ARGUMENT, "the page token is not of this list"),
-    _R.ERROR_REASON_POLICY_STALE: (StatusCode.UNAVAILABLE, "policy has not been refreshed for too long"),
+    _R.ERROR_REASON_POLICY_STALE: (StatusCode.UNAVAILABLE, "policy cannot be followed, so nothing is allowed"),
     _R.ERROR_REASON_MESSAGE_TOO_LARGE: (StatusCode.RESOURCE_EXHAUSTED, "the message is too large"),
     _R.ERROR_REASON_OVERLOADED: (StatusCode.RESOURCE_EXHAUSTED, "there is no room for this call now; try again"),
     _R.ERROR_REASON_STREAM_EXPIRED: (StatusCode.UNAVAILABLE, "the stream has reached its greatest age; open it anew"),

@@ -16,10 +16,12 @@ from inferplane.server.errors import InferplaneError
 from inferplane.server.fairness import FairGate
 from inferplane.server.settings import ServiceName, Settings
 
-__all__ = ["ENDS_WITH_US", "Database", "asyncpg_dsn", "database_url", "role_of", "works_for", "works_for_nobody"]
+__all__ = ["Database", "asyncpg_dsn", "database_url", "lone_connection", "role_of", "works_for", "works_for_nobody"]
 
 CONNECT_TIMEOUT = 3.0
 COMMAND_TIMEOUT = 15.0
+ANSWER_TIMEOUT = 2.0
+"""Seconds for an answer to who follows the policy, or leads: a connection that is slower is taken for gone."""
 POOL_TIMEOUT = 5.0
 _FULL = "too much waits for the database"
 WAITING = 1000
@@ -98,6 +100,17 @@ async def outages_as_unavailable() -> AsyncIterator[None]:
         raise InferplaneError(
             ErrorReason.ERROR_REASON_DEPENDENCY_UNAVAILABLE, retry_after=1.0, dependency="database"
         ) from error
+
+
+async def lone_connection(url: URL, role: str | None, purpose: str) -> asyncpg.Connection:
+    """A connection outside of any pool, to listen or to hold a session's lock; the caller closes it.
+
+    It is called `inferplane-` and `purpose` in the database, where a migration looks for services.
+    """
+    settings = ENDS_WITH_US | {"application_name": f"inferplane-{purpose}"} | ({"role": role} if role else {})
+    return await asyncpg.connect(
+        asyncpg_dsn(url), timeout=ANSWER_TIMEOUT, command_timeout=ANSWER_TIMEOUT, server_settings=settings
+    )
 
 
 class Database:

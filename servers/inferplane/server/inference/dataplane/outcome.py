@@ -41,7 +41,8 @@ class Outcomes:
 
     `inferplane_predictions_total` counts authorized calls by deployment and status code, with
     `inferplane_prediction_duration_seconds` of those that succeeded; `inferplane_predictions_refused_total` counts by
-    reason the calls that never were authorized for a deployment that is there.
+    reason the calls that never were authorized for a deployment that is there; those of `Predict` that the pipeline
+    turned away are not among them.
     """
 
     def __init__(self, notes: Notes, registry: CollectorRegistry) -> None:

@@ -1,8 +1,8 @@
 """Reads what a serialised ModelInferRequest says about itself, within bounds, and checks it against a signature.
 
-First only the name is read, so that nothing else of a request is looked at before its caller may call that model. Then
-its head, which is all but the raw tensor contents (field 7): protobuf itself parses that, so what is checked is what
-Triton will read.
+First only the name is read, so that nothing else of a request, unless it is small, is looked at before its caller may
+call that model. Then its head, which is all but the raw tensor contents (field 7): protobuf itself parses that, so what
+is checked is what Triton will read.
 """
 
 from collections.abc import Mapping
