@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -12,6 +12,7 @@ import pytest
 from tritonclient.grpc import service_pb2
 
 from inferplane.server.rpc import bodies
+from inferplane.server.settings import Settings
 from tests.support.http2 import RawConnection, raw_connection
 from tests.support.memory import growth
 from tests.support.onnx_models import identity
@@ -21,6 +22,7 @@ MIB = 1 << 20
 SECONDS = 6.0
 """How long bodies are poured: longer than one of a public method may take."""
 STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
+REFLECTION = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
 EACH = 64 << 10
 """Bytes of one request and of its answer."""
 LITTLE = 64 * MIB
@@ -42,21 +44,23 @@ def own_up(tmp_path: Path) -> Iterator[Up]:
         yield up
 
 
-async def pour(connection: RawConnection, path: str, size: int, until: float) -> None:
+async def pour(
+    connection: RawConnection, path: str, size: int, until: float, metadata: Sequence[tuple[str, str]] = ()
+) -> None:
     """Send bodies that say they have `size` bytes, and have all but one of them, again whenever the call is ended."""
     body = b"\0" + size.to_bytes(4, "big") + bytes(size - 1)
     while time.monotonic() < until:
-        stream = await connection.open(path)
+        stream = await connection.open(path, metadata)
         if await connection.send(stream, body):
             while stream not in connection.ended and time.monotonic() < until:  # noqa: ASYNC110 - the server ends it
                 await asyncio.sleep(0.01)
 
 
-async def poured(address: str, path: str, streams: int, size: int) -> int:
-    """How many bytes were taken of anonymous bodies on one connection."""
+async def poured(address: str, path: str, streams: int, size: int, metadata: Sequence[tuple[str, str]] = ()) -> int:
+    """How many bytes were taken of bodies on one connection."""
     async with raw_connection(address) as connection:
         end = time.monotonic() + SECONDS
-        pouring = [asyncio.create_task(pour(connection, path, size, end)) for _ in range(streams)]
+        pouring = [asyncio.create_task(pour(connection, path, size, end, metadata)) for _ in range(streams)]
         await asyncio.wait(pouring, timeout=SECONDS)
         for task in pouring:
             task.cancel()
@@ -72,6 +76,8 @@ async def poured(address: str, path: str, streams: int, size: int) -> int:
         ("inference", "/grpc.health.v1.Health/Check", 20, 31 * MIB, PUBLIC),
         ("auth", "/inferplane.auth.v1.AuthService/WhoAmI", 300, 3 * MIB, LITTLE),
         ("auth", "/inferplane.auth.v1.AuthService/Login", 300, 3 * MIB, PUBLIC),
+        ("inference", REFLECTION, 20, 31 * MIB, PUBLIC),
+        ("auth", REFLECTION, 300, 3 * MIB, PUBLIC),
     ],
 )
 async def test_anonymous_bodies_without_end_hold_little(
@@ -85,6 +91,21 @@ async def test_anonymous_bodies_without_end_hold_little(
     assert highest < most
     flooded.refresh()
     assert flooded.pids[service] == pid
+
+
+async def test_messages_without_end_of_a_known_callers_streams_hold_no_more_than_the_budget(flooded: Up) -> None:
+    budget = Settings().slow_body_budget
+    async with flooded.admin() as plane:
+        metadata = [("authorization", f"Bearer {await plane.auth.access_token()}")]
+    pid = flooded.pids["inference"]
+    grown = growth(pid)
+    taken = await poured(flooded.endpoints["inference"], STREAM, 40, 31 * MIB, metadata)
+    highest = grown()
+    print(f"{highest / MIB:.0f} MiB more at most, {taken / MIB:.0f} MiB taken")
+    assert taken > budget
+    assert highest < budget + 160 * MIB
+    flooded.refresh()
+    assert flooded.pids["inference"] == pid
 
 
 async def publish(up: Up, directory: Path) -> list[tuple[str, str]]:

@@ -2,7 +2,8 @@
 
 Usage: python -m tests.benchmarks.data_plane [--seconds S] [--in-flight N] [--elements N] [--rounds N] [--workers W]
 
-The three take turns, and the ratio of each round is what counts: the numbers of two runs do not compare. The load comes
+The bare pass-through runs once by gRPC's own defaults, as anybody's would, and once as workers do (decision 0034).
+All take turns, and the ratio of each round is what counts: the numbers of two runs do not compare. The load comes
 from h2load (Debian: nghttp2-client) where it is installed, else from two Python processes, which take so much of the
 machine themselves that the ratios flatter.
 """
@@ -10,6 +11,7 @@ machine themselves that the ratios flatter.
 import argparse
 import asyncio
 import multiprocessing
+import os
 import re
 import shutil
 import statistics
@@ -17,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,11 +27,13 @@ from typing import Any
 import grpc
 from tritonclient.grpc import service_pb2
 
+from inferplane.server.processes.grpc_environment import GRPC_ENVIRONMENT
 from tests.support.onnx_models import identity
 from tests.support.up import Up, running_up
 
 METHOD = "/inference.GRPCInferenceService/ModelInfer"
 CLIENTS = 4
+YARDSTICK = "bare pass-through"
 Metadata = list[tuple[str, str]]
 Load = Callable[[str, Metadata], float]
 
@@ -81,9 +85,10 @@ def h2load(body_file: Path, seconds: float, in_flight: int) -> Load:
 
 
 @contextmanager
-def pass_through(up: Up) -> Iterator[str]:
+def pass_through(up: Up, environment: Mapping[str, str]) -> Iterator[str]:
+    """A bare pass-through, with `environment` beside the process's own."""
     command = [sys.executable, "-m", "tests.benchmarks.pass_through", up.endpoints["triton"], *up.triton_header]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, env={**os.environ, **environment}, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
             yield f"127.0.0.1:{process.stdout.readline().strip()}"
@@ -108,7 +113,7 @@ async def publish(up: Up, elements: int, directory: Path) -> str:
 
 
 def report(rates: dict[str, list[float]]) -> None:
-    yardstick = rates["bare pass-through"]
+    yardstick = rates[YARDSTICK]
     for name, each in rates.items():
         ratios = [rate / bare for rate, bare in zip(each, yardstick, strict=True)]
         sys.stdout.write(
@@ -132,7 +137,8 @@ def main() -> None:
     with (
         tempfile.TemporaryDirectory() as scratch,
         running_up(Path(scratch), "--workers", str(arguments.workers)) as up,
-        pass_through(up) as bare,
+        pass_through(up, {}) as bare,
+        pass_through(up, GRPC_ENVIRONMENT) as tuned,
     ):
         token = asyncio.run(publish(up, arguments.elements, Path(scratch)))
         if shutil.which("h2load"):
@@ -143,7 +149,8 @@ def main() -> None:
             load = python_load(body, arguments.seconds, arguments.in_flight)
         ways: dict[str, tuple[str, Metadata]] = {
             "Triton itself": (up.endpoints["triton"], [up.triton_header]),
-            "bare pass-through": (bare, []),
+            YARDSTICK: (bare, []),
+            "bare, run as workers": (tuned, []),
             "through Inferplane": (up.endpoints["inference"], [("authorization", f"Bearer {token}")]),
         }
         rates: dict[str, list[float]] = {name: [] for name in ways}

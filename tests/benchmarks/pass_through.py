@@ -1,7 +1,5 @@
 """A bare grpc.aio server that forwards ModelInfer from bytes to bytes and does nothing else: the yardstick.
 
-gRPC's library runs in it by its defaults, as in anybody's, and not as in workers (decision 0034).
-
 Run as a program: python -m tests.benchmarks.pass_through UPSTREAM HEADER VALUE; prints its port when it serves.
 """
 

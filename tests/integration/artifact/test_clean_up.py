@@ -24,7 +24,7 @@ from tests.support.database import rows
 from tests.support.uploads import ACTOR, CHUNK_SIZE, MAX_SIZE, Bench, BrokenError, new_name, on_bench, pieces
 
 
-def ages(settings: Settings, database_url: URL, upload_age: timedelta, chunk_age: timedelta) -> None:
+def ages(database_url: URL, upload_age: timedelta, chunk_age: timedelta) -> None:
     """Let all rows be so old."""
     asyncio.run(rows(database_url, "UPDATE artifact.upload SET active_at = $1", now() - upload_age))
     asyncio.run(rows(database_url, "UPDATE artifact.chunk SET written_at = $1", now() - chunk_age))
@@ -70,7 +70,7 @@ def test_old_uploads_that_are_no_version_are_forgotten_and_their_chunks_with_the
 
     on_bench(settings, write)
     assert len(files(settings)) == 6
-    ages(settings, database_url, OLD, OLD)
+    ages(database_url, OLD, OLD)
     on_bench(settings, clean_up)
     assert len(files(settings)) == 3
     assert asyncio.run(rows(database_url, "SELECT count(*) FROM artifact.chunk")) == [(3,)]
@@ -93,7 +93,7 @@ def test_an_old_upload_that_becomes_a_version_is_not_forgotten_meanwhile(setting
         assert await bench.content(name) == data
 
     on_bench(settings, write)
-    ages(settings, database_url, OLD, timedelta())
+    ages(database_url, OLD, timedelta())
     on_bench(settings, race)
 
 
@@ -117,7 +117,7 @@ def test_a_chunk_that_cannot_be_removed_keeps_no_other(settings: Settings, datab
         await Uploads(bench.store, chunks, MAX_SIZE, CHUNK_SIZE).clean_up()
 
     on_bench(settings, leave_garbage)
-    ages(settings, database_url, OLD, OLD)
+    ages(database_url, OLD, OLD)
     on_bench(settings, clean_up)
     assert sorted(path.name for path in files(settings)) == kept
     assert asyncio.run(rows(database_url, "SELECT digest FROM artifact.chunk ORDER BY 1")) == [(d,) for d in kept]
@@ -141,7 +141,33 @@ def test_a_store_that_fails_is_not_asked_for_every_chunk(settings: Settings, dat
         assert away.tries == uploads_module.STORE_IS_AWAY
 
     on_bench(settings, leave_garbage)
-    ages(settings, database_url, OLD, OLD)
+    ages(database_url, OLD, OLD)
+    on_bench(settings, clean_up)
+
+
+def test_chunks_that_are_never_removed_do_not_keep_another_for_ever(settings: Settings, database_url: URL) -> None:
+    good = chunk_digest(bytes_of(4, seed=1000))
+
+    class Stubborn(LocalChunkStore):
+        async def delete(self, digest: str) -> None:
+            if digest != good:
+                raise InferplaneError(ErrorReason.ERROR_REASON_DEPENDENCY_UNAVAILABLE, dependency="artifact store")
+
+    async def leave_garbage(bench: Bench) -> None:
+        for seed in range(uploads_module.STORE_IS_AWAY + 5):
+            await bench.store.announce(chunk_digest(bytes_of(4, seed=seed)))
+        await bench.store.announce(good)
+
+    async def clean_up(bench: Bench) -> None:
+        uploads = Uploads(bench.store, Stubborn(settings.data_dir / "blobs"), MAX_SIZE, CHUNK_SIZE)
+        for _ in range(50):
+            await uploads.clean_up()
+            if good not in await bench.store.unused(now()):
+                return
+        pytest.fail("its turn never came")
+
+    on_bench(settings, leave_garbage)
+    ages(database_url, OLD, OLD)
     on_bench(settings, clean_up)
 
 
@@ -199,7 +225,7 @@ def test_a_chunk_that_is_written_while_it_is_collected_is_there_afterwards(
         assert await bench.content(name) == data
 
     on_bench(settings, leave_garbage)
-    ages(settings, database_url, OLD, OLD)
+    ages(database_url, OLD, OLD)
     on_bench(settings, work)
 
 

@@ -178,6 +178,7 @@ class UploadRepository:
     async def unused(self, written_before: datetime) -> list[str]:
         """Digests of chunks that were written before then and are of no upload, in random order; some of them, if
         there are many."""
+        # Or some that are never removed would stand before all others.
         some = sa.select(_chunk.c.digest).where(_unused(written_before)).order_by(sa.func.random())
         query = some.limit(MAX_COLLECTED)
         async with self._database.transaction() as connection:

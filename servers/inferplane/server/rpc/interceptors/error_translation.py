@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Never
 
 import grpc
 import structlog
@@ -15,20 +14,24 @@ from inferplane.server.rpc.call import Call
 from inferplane.server.rpc.errors import reason_name, status_code, to_status
 from inferplane.server.rpc.interceptors.request_identity import REQUEST_ID_KEY
 
-__all__ = ["abort", "error_translation"]
+__all__ = ["error_translation"]
 
 log = structlog.get_logger()
 
 
-async def abort(call: Call, error: InferplaneError) -> Never:
+async def _abort(call: Call, error: InferplaneError) -> None:
     """End the call with `error`."""
     call.code = status_code(error.reason)
     call.reason = reason_name(error.reason)
     status = rpc_status.to_status(to_status(error, call.request_id))
-    await call.context.abort(
-        status.code, status.details, (*status.trailing_metadata, (REQUEST_ID_KEY, call.request_id))
-    )
-    raise AssertionError("abort returned")
+    trailers = (*status.trailing_metadata, (REQUEST_ID_KEY, call.request_id))
+    try:
+        await call.context.abort(status.code, status.details, trailers)
+    except grpc.aio.AbortError as aborted:
+        # gRPC's call keeps it, and raises it again when the handler is through. What it knows of where it came from
+        # leads back to the call: they would keep what has arrived of the request, up to 32 MiB, until the next garbage
+        # collection.
+        aborted.__traceback__ = aborted.__context__ = None
 
 
 def _interpret(call: Call, error: BaseException) -> InferplaneError:
@@ -43,7 +46,8 @@ def _interpret(call: Call, error: BaseException) -> InferplaneError:
 @asynccontextmanager
 async def error_translation(call: Call) -> AsyncIterator[None]:
     """Cover exceptions, SystemExit and KeyboardInterrupt in a handler (they would end the process), and calls that
-    are ended from outside."""
+    are ended from outside. The body of the `with` ends there, and gRPC sends what follows it to
+    nobody."""
     try:
         yield
     except grpc.aio.AbortError:
@@ -57,6 +61,6 @@ async def error_translation(call: Call) -> AsyncIterator[None]:
         if call.ending is None:
             call.code = grpc.StatusCode.CANCELLED
             raise
-        await abort(call, call.ending)
+        await _abort(call, call.ending)
     except (Exception, SystemExit, KeyboardInterrupt) as error:  # noqa: BLE001 - nothing may leave as it is
-        await abort(call, _interpret(call, error))
+        await _abort(call, _interpret(call, error))
