@@ -11,7 +11,7 @@ import psutil
 import pytest
 from tritonclient.grpc import service_pb2
 
-from inferplane.server.rpc import bodies
+from inferplane.server.rpc import arrivals
 from inferplane.server.settings import Settings
 from tests.support.http2 import RawConnection, raw_connection
 from tests.support.memory import growth
@@ -27,7 +27,7 @@ EACH = 64 << 10
 """Bytes of one request and of its answer."""
 LITTLE = 64 * MIB
 """What a process may take to turn such calls away."""
-PUBLIC = bodies.PUBLIC_BUDGET + 96 * MIB
+PUBLIC = arrivals.PUBLIC_BUDGET + 96 * MIB
 """The same where the method is for everybody: what its bodies may hold, and what comes before that is noticed."""
 
 

@@ -19,9 +19,9 @@ class Backoff:
         """Say that a try begins now."""
         self._began = time.monotonic()
 
-    def pause(self) -> float:
-        """How long to wait, now that the try has failed or ended."""
-        if time.monotonic() - self._began > self._steady:
+    def pause(self, *, ran: bool = True) -> float:
+        """How long to wait, now that the try has ended, or has failed without that it ever `ran`."""
+        if ran and time.monotonic() - self._began > self._steady:
             self._next = self._first
         pause, self._next = self._next, min(self._next * 2, self._most)
         return pause

@@ -13,9 +13,8 @@ from tritonclient.grpc import service_pb2
 
 from inferplane.auth.v1 import auth_service_pb2 as pb
 from inferplane.common.v1.access_pb2 import AccessRule
-from inferplane.server.access.principal import Principal
 from inferplane.server.errors import InferplaneError
-from inferplane.server.rpc import bodies
+from inferplane.server.rpc import arrivals, bodies
 from inferplane.server.rpc import running as running_calls
 from inferplane.server.rpc.call import Call
 from inferplane.server.rpc.interceptors import observation
@@ -58,7 +57,7 @@ async def test_a_public_method_takes_small_bodies_only() -> None:
 
 
 async def test_messages_of_anonymous_streams_that_do_not_end_are_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bodies, "PUBLIC_BUDGET", 16 * MIB)
+    monkeypatch.setattr(arrivals, "PUBLIC_BUDGET", 16 * MIB)
     async with running(who_am_i(answer)) as server, raw_connection(server.address) as connection:
         weigh_what_is_sent(connection, monkeypatch)
         streams = [await connection.open(REFLECTION) for _ in range(4)]
@@ -77,7 +76,7 @@ def weigh_what_is_sent(connection: RawConnection, monkeypatch: pytest.MonkeyPatc
     def resident(_statm: int) -> int:
         return sum(sent for stream, sent in connection.sent.items() if stream not in connection.ended)
 
-    monkeypatch.setattr(bodies, "_resident", resident)
+    monkeypatch.setattr(bodies, "resident_memory", resident)
 
 
 async def test_messages_of_known_callers_streams_that_do_not_end_are_let_go_and_others_served(
@@ -160,108 +159,3 @@ async def test_strangers_do_not_fill_the_log_and_leave_their_address(monkeypatch
         assert 0 < len(refused) <= 5 * (seconds + 2)
         assert {line["address"] for line in refused} == {"ipv4:127.0.0.1"}
         assert [line["caller"] for line in logs if line["code"] == "OK"] == ["users/alice"]
-
-
-class Arriving:
-    """A call of whose body nothing has come yet; `ended` says why it was ended."""
-
-    def __init__(self, user: str = "", *, streams: bool = True) -> None:
-        access = AccessRule(authenticated=True) if user else AccessRule(public=True)
-        self.method = Method("/s/m", "s", "m", access, streams=streams)
-        self.principal = Principal(f"users/{user}")
-        self.peer = "ipv4:192.0.2.1"
-        self.context = self
-        self.ended = False
-        self.task: asyncio.Task[Any] | None = None
-
-    async def read(self) -> bytes:
-        self.task = asyncio.current_task()
-        await asyncio.Event().wait()
-        return b""
-
-    def end(self, _error: InferplaneError) -> None:
-        self.ended = True
-        assert self.task is not None
-        self.task.cancel()
-
-
-class Weighed:
-    """A reader of bodies in a process that weighs what it is told to."""
-
-    def __init__(self, budget: int = MIB) -> None:
-        self.bodies = bodies.BodyReader(budget, 60)
-        self.calls: list[Arriving] = []
-        self._tasks: list[asyncio.Task[Any]] = []
-
-    async def begin(self, *calls: Any) -> None:
-        for call in calls:
-            reading = self.bodies.message(call) if call.method.streams else self.bodies.read(call)
-            self._tasks.append(asyncio.create_task(reading))
-            self.calls.append(call)
-        await asyncio.sleep(0)
-        for call in list(self.bodies._quick):
-            self.bodies._demote(call)
-
-    async def weigh(self, mib: int) -> list[int]:
-        """Which calls have been ended, by their numbers, when the process has so many MiB."""
-        self.bodies._shed(mib * MIB)
-        for _ in range(3):
-            await asyncio.sleep(0)
-        return [number for number, call in enumerate(self.calls) if call.ended]
-
-
-async def test_the_newest_half_of_the_heaviest_callers_streams_goes() -> None:
-    weighed = Weighed()
-    await weighed.begin(Arriving("bob"), *(Arriving("alice") for _ in range(6)))
-    assert await weighed.weigh(100) == []
-    assert await weighed.weigh(102) == [4, 5, 6]
-    # Weighed anew: what has been let go is used again first.
-    assert await weighed.weigh(103) == [4, 5, 6]
-    assert await weighed.weigh(104) == [2, 3, 4, 5, 6]
-
-
-async def test_slow_bodies_go_before_streams_of_their_caller_and_of_others() -> None:
-    weighed = Weighed()
-    await weighed.begin(*(Arriving("bob") for _ in range(20)), *(Arriving("alice") for _ in range(30)))
-    await weighed.begin(*(Arriving("alice", streams=False) for _ in range(8)))
-    await weighed.weigh(100)
-    assert await weighed.weigh(102) == [54, 55, 56, 57]
-    assert await weighed.weigh(104) == [52, 53, 54, 55, 56, 57]
-
-
-async def test_a_slow_body_does_not_shield_streams_that_hold_much(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bodies, "SPARED", 2)
-    weighed = Weighed()
-    await weighed.begin(*(Arriving("alice") for _ in range(4)), Arriving("alice", streams=False))
-    await weighed.weigh(100)
-    assert await weighed.weigh(102) == [4]
-    assert await weighed.weigh(102) == [4]
-    assert await weighed.weigh(102) == [2, 3, 4]
-
-
-async def test_a_stream_is_not_weighed_for_what_came_before_it_waited() -> None:
-    weighed = Weighed()
-    await weighed.begin(Arriving("alice"))
-    await weighed.weigh(100)
-    await weighed.begin(*(Arriving("bob") for _ in range(3)))
-    assert await weighed.weigh(101) == []
-    assert await weighed.weigh(102) == [0]
-
-
-async def test_what_sign_ins_hold_is_not_weighed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bodies, "PUBLIC_BUDGET", 64 * MIB)
-    weighed = Weighed()
-    await weighed.begin(Arriving(), Arriving(streams=False))
-    await weighed.weigh(100)
-    weighed.bodies.held_elsewhere = lambda: 130 * MIB
-    assert await weighed.weigh(100 + 130 + 60) == []
-    assert await weighed.weigh(100 + 130 + 65) == [0, 1]
-
-
-async def test_streams_of_strangers_do_not_push_out_their_slow_bodies(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bodies, "MOST_PUBLIC", 3)
-    weighed = Weighed()
-    await weighed.begin(*(Arriving(streams=False) for _ in range(3)), *(Arriving() for _ in range(10)))
-    assert await weighed.weigh(100) == []
-    await weighed.begin(Arriving(streams=False))
-    assert await weighed.weigh(100) == [0]

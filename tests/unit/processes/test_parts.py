@@ -11,16 +11,17 @@ from inferplane.server.processes import parts
 from inferplane.server.processes.parts import MOST_PAUSE, KeptPart
 
 
+@pytest.mark.parametrize("seconds", [1.0, 60.0], ids=["at once", "after a minute"])
 async def test_a_part_that_ran_long_and_does_not_start_again_is_tried_ever_more_slowly(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, seconds: float
 ) -> None:
     clock = 0.0
     pauses: list[float] = []
     enough = asyncio.Event()
 
     class Recorded(backoff.Backoff):
-        def pause(self) -> float:
-            pauses.append(super().pause())
+        def pause(self, *, ran: bool = True) -> float:
+            pauses.append(super().pause(ran=ran))
             if len(pauses) == 10:
                 enough.set()
             return 0.0
@@ -32,7 +33,7 @@ async def test_a_part_that_ran_long_and_does_not_start_again_is_tried_ever_more_
 
     async def fail() -> None:
         nonlocal clock
-        clock += 1.0
+        clock += seconds
         raise OSError("No space left on device")
 
     monkeypatch.setattr(backoff, "time", SimpleNamespace(monotonic=lambda: clock))

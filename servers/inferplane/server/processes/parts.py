@@ -39,11 +39,10 @@ class KeptPart:
         backoff = Backoff(FIRST_PAUSE, MOST_PAUSE)
         while True:
             log.error("part_ended", part=self._name, exit_status=await self._ended())
-            running = False
-            while not running:
-                await asyncio.sleep(backoff.pause())
-                backoff.begin()
-                running = await self._started_again()
+            await asyncio.sleep(backoff.pause())
+            while not await self._started_again():  # noqa: ASYNC110 - nobody tells when it would start
+                await asyncio.sleep(backoff.pause(ran=False))
+            backoff.begin()
 
     async def _ended(self) -> int | None:
         try:

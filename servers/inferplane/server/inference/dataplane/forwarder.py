@@ -74,6 +74,11 @@ class Forwarder:
         )
         self._given_up = GivenUpCalls(self._gate)
 
+    @property
+    def under_way(self) -> int:
+        """About how many bytes of requests are here, at Triton or waiting for it."""
+        return self._gate.inside + self._gate.waiting
+
     async def predict(
         self, principal: Principal, prediction_id: str, body: bytes, remaining: float | None = None
     ) -> Answer:

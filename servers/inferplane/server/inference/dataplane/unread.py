@@ -25,6 +25,11 @@ class UnreadAnswers:
         self._held: Counter[str] = Counter()
         self._total = 0
 
+    @property
+    def held(self) -> int:
+        """The bytes of all that are counted."""
+        return self._total
+
     def check(self, caller: str) -> None:
         """Raises OVERLOADED where no more answers of this caller may wait."""
         if self._total and (held := self._held[caller]) and (held >= EACH or self._total >= ALL):

@@ -1,0 +1,153 @@
+"""What arrives slowly: bodies, and messages of streams, that are not whole yet.
+
+Nobody but gRPC knows how much of one is there. So the process is weighed: by how much it has grown above the least that
+it took in the ten seconds before something began to arrive. Where that is too much, some of it is ended, and more each
+time that this was not enough (decision 0008).
+"""
+
+import ctypes
+import os
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
+
+from inferplane.common.v1.errors_pb2 import ErrorReason
+from inferplane.server.errors import InferplaneError
+from inferplane.server.rpc.call import Call
+
+__all__ = ["LOOK_INTERVAL", "Arrivals", "give_back_free_memory", "resident_memory"]
+
+LOOK_INTERVAL = 0.05
+GIVE_BACK_AFTER = 3
+"""Looks from the end of calls to the giving back of what they held."""
+SETTLE = 6
+"""Looks until it has been: nothing more of known callers is ended meanwhile, unless the process grows on."""
+LOWEST_OF = 10.0
+"""Seconds of which the least memory is what the process takes by itself. What was let go a moment ago may not be free
+yet: taken for the process's own, it would let the next bodies have as much again, and so on."""
+PUBLIC_TIME_LIMIT = 5.0
+PUBLIC_BUDGET = 64 << 20
+MOST_PUBLIC = 256
+"""Slow bodies of public methods; beyond them the oldest goes."""
+
+
+class _Steps:
+    """Which of the calls of one kind go: first half of what the caller has who has most of them, the newest; then all
+    that it has; then all of everybody."""
+
+    def __init__(self) -> None:
+        self._taken = 0
+        self._last = float("-inf")
+        self.in_vain = False
+        """Whether the last one was taken, and the process has not become less since."""
+
+    def next(self, calls: list[Call], now: float) -> list[Call]:
+        """Those of `calls` that go now."""
+        self._taken = self._taken + 1 if now - self._last < LOWEST_OF else 1
+        self._last = now
+        if self._taken > 2:
+            self.in_vain = True
+            return calls
+        heaviest, count = Counter(call.principal.subject for call in calls).most_common(1)[0]
+        theirs = [call for call in calls if call.principal.subject == heaviest]
+        return theirs[count // 2 :] if self._taken == 1 else theirs
+
+
+class Arrivals:
+    """Bounds what arrives slowly: known callers' to a growth of `budget` bytes, which must be whole after `time_limit`
+    seconds, that of public methods to 64 MiB and 5 seconds."""
+
+    def __init__(self, budget: int, time_limit: float) -> None:
+        self._budget = budget
+        self._time_limit = time_limit
+        self._bodies: dict[Call, float] = {}
+        self._streams: dict[Call, None] = {}
+        self._levels: dict[Call, int] = {}
+        self._recent: deque[int] = deque(maxlen=round(LOWEST_OF / LOOK_INTERVAL))
+        self._body_steps, self._stream_steps = _Steps(), _Steps()
+        self._until_give_back = self._settling = 0
+        self._ended_at = 0
+        self.held_elsewhere: Callable[[], int] = lambda: 0
+        """Bytes that this process holds for something else, and will let go: they are not weighed."""
+
+    def body(self, call: Call, since: float) -> None:
+        """A body has been arriving `since` then, on the monotonic clock."""
+        self._bodies[call] = since
+
+    def message(self, call: Call) -> None:
+        """The next message of a stream is waited for. Streams have limits of their own for the time."""
+        self._streams[call] = None
+
+    def over(self, call: Call) -> None:
+        """It is whole, or its call has ended."""
+        self._bodies.pop(call, None)
+        self._streams.pop(call, None)
+        self._levels.pop(call, None)
+
+    def look(self, now: float, resident: int) -> bool:
+        """End what takes too long or holds too much in a process of `resident` bytes; whether it is time to give back
+        what was freed."""
+        for call, since in list(self._bodies.items()):
+            if now - since > (PUBLIC_TIME_LIMIT if call.method.access.public else self._time_limit):
+                call.end(InferplaneError(ErrorReason.ERROR_REASON_STREAM_STALLED))
+        public = [call for call in self._bodies if call.method.access.public]
+        for call in public[: max(0, len(public) - MOST_PUBLIC)]:
+            call.end(InferplaneError.overloaded("too many requests arrive slowly"))
+        self._settling = max(0, self._settling - 1)
+        self._recent.append(resident)
+        if self._bodies or self._streams:
+            self._shed(now, resident)
+        self._until_give_back = max(0, self._until_give_back - 1)
+        return self._until_give_back == 1
+
+    def _shed(self, now: float, resident: int) -> None:
+        grown = self._weighed(resident)
+        public = [call for call in grown if call.method.access.public and grown[call] > PUBLIC_BUDGET]
+        known = [call for call in grown if not call.method.access.public and grown[call] > self._budget]
+        if public:
+            self._end(public)
+        elif not known:
+            self._body_steps.in_vain = self._stream_steps.in_vain = False
+        elif not self._settling or resident > self._ended_at + self._budget // 4:
+            self._shed_known(known, now, resident)
+
+    def _weighed(self, resident: int) -> dict[Call, int]:
+        """By how many bytes the process has grown since each of them began to arrive."""
+        lowest = min(self._recent)
+        arriving = (*self._bodies, *self._streams)
+        self._levels = {call: min(self._levels.get(call, lowest), resident) for call in arriving}
+        elsewhere = self.held_elsewhere()
+        return {call: resident - level - elsewhere for call, level in self._levels.items()}
+
+    def _shed_known(self, known: list[Call], now: float, resident: int) -> None:
+        """Bodies first: a slow body holds something, most streams that wait do not."""
+        bodies = [call for call in known if call in self._bodies]
+        streams = [call for call in known if call in self._streams]
+        if bodies and not self._body_steps.in_vain:
+            self._end(self._body_steps.next(bodies, now))
+        elif streams and not self._stream_steps.in_vain:
+            self._end(self._stream_steps.next(streams, now))
+        else:
+            # All went, and the process is as large as before: it is not what arrives.
+            self._recent.clear()
+            self._levels.clear()
+        self._settling, self._ended_at = SETTLE, resident
+
+    def _end(self, calls: Iterable[Call]) -> None:
+        for call in calls:
+            call.end(InferplaneError.overloaded("requests that arrive slowly hold too much"))
+        self._until_give_back = self._until_give_back or GIVE_BACK_AFTER + 1
+
+
+def resident_memory(statm: int) -> int:
+    """Bytes of this process in memory, by a descriptor of /proc/self/statm (proc_pid_statm(5))."""
+    return int(os.pread(statm, 200, 0).split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def give_back_free_memory() -> None:
+    """Let the process be as large as what it holds (malloc_trim(3)), or what was freed would be taken for held.
+
+    Blocks, for up to a tenth of a second. Where the C library has no such function, more is ended than need be.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

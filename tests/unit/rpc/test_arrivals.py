@@ -1,0 +1,232 @@
+"""What arrives slowly, in a process of which only the whole can be weighed."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from inferplane.common.v1.access_pb2 import AccessRule
+from inferplane.server.access.principal import Principal
+from inferplane.server.errors import InferplaneError
+from inferplane.server.rpc import arrivals as module
+from inferplane.server.rpc.arrivals import LOOK_INTERVAL, Arrivals
+from inferplane.server.rpc.methods import Method
+
+MIB = 1 << 20
+BASE = 100
+"""MiB that the process takes by itself."""
+BUDGET = 16
+
+
+class Arriving:
+    """A call of whose body, or next message, `held` MiB are there."""
+
+    def __init__(self, user: str = "", *, streams: bool = False) -> None:
+        access = AccessRule(authenticated=True) if user else AccessRule(public=True)
+        self.method = Method("/s/m", "s", "m", access, streams=streams)
+        self.principal = Principal(f"users/{user}")
+        self.held = 0.0
+        self.ended = ""
+
+    def end(self, error: InferplaneError) -> None:
+        self.ended = str(error)
+
+
+class Process:
+    """Takes what its calls hold. What ended calls held is used again first, and given back when it is told to."""
+
+    def __init__(self, *, gives_back: bool = True) -> None:
+        self.arrivals = Arrivals(BUDGET * MIB, 60)
+        self.own = BASE
+        self.calls: list[Arriving] = []
+        self.now = 1000.0
+        self._gives_back = gives_back
+        self._highest = 0.0
+
+    def begin(self, *calls: Arriving) -> None:
+        for call in calls:
+            self.calls.append(call)
+            some_call: Any = call
+            if call.method.streams:
+                self.arrivals.message(some_call)
+            else:
+                self.arrivals.body(some_call, self.now)
+
+    @property
+    def held(self) -> float:
+        return sum(call.held for call in self.calls)
+
+    def look(self) -> list[Arriving]:
+        """Those that are ended at the next look."""
+        self.now += LOOK_INTERVAL
+        self._highest = max(self._highest, self.own + self.held)
+        give_back = self.arrivals.look(self.now, int(self._highest * MIB))
+        ended = [call for call in self.calls if call.ended]
+        for call in ended:
+            self.calls.remove(call)
+            gone: Any = call
+            self.arrivals.over(gone)
+        if give_back and self._gives_back:
+            self._highest = 0.0
+        return ended
+
+    def looks(self, count: int) -> list[Arriving]:
+        return [call for _ in range(count) for call in self.look()]
+
+
+def calls(count: int, user: str = "", *, streams: bool = False, held: float = 0.0) -> list[Arriving]:
+    made = [Arriving(user, streams=streams) for _ in range(count)]
+    for call in made:
+        call.held = held
+    return made
+
+
+@pytest.mark.parametrize("streams", [False, True], ids=["bodies", "streams"])
+def test_the_newest_half_of_the_heaviest_caller_goes_first(streams: bool) -> None:
+    process = Process()
+    bobs, alices = calls(1, "bob", streams=streams, held=1), calls(6, "alice", streams=streams, held=2)
+    process.begin(*bobs, *alices)
+    process.own -= 13
+    process.look()
+    process.own += 13
+    assert process.looks(10) == []
+    for call in alices:
+        call.held = 3
+    assert process.look() == alices[3:]
+    assert process.looks(20) == []
+
+
+def test_bodies_that_come_again_go_all() -> None:
+    process = Process()
+    process.look()
+    went = []
+    for _ in range(3):
+        process.begin(*calls(4, "alice", held=3), *calls(3, "bob", held=3))
+        went.append([call.principal.subject for call in process.looks(5)])
+    assert went[0] == ["users/alice"] * 2
+    assert set(went[1]) == {"users/alice"}
+    assert set(went[2]) == {"users/alice", "users/bob"}
+    assert process.held == 0
+
+
+def test_streams_go_where_the_end_of_all_bodies_was_in_vain() -> None:
+    process = Process()
+    waiting = calls(4, "alice", streams=True)
+    process.begin(*waiting, *calls(1, "alice"))
+    process.looks(2)
+    for call in waiting:
+        call.held = 6
+    ended = process.looks(100)
+    assert [call.method.streams for call in ended] == [False, True, True]
+    assert process.held == 12
+
+
+def test_streams_stay_while_the_end_of_bodies_helps() -> None:
+    process = Process()
+    waiting = calls(20, "bob", streams=True)
+    process.begin(*waiting)
+    process.looks(2)
+    for _ in range(20):
+        process.begin(*calls(3, "alice", held=6))
+        process.looks(15)
+    assert not any(call.ended for call in waiting)
+
+
+def test_a_process_that_grows_by_itself_ends_what_arrives_once_and_no_more() -> None:
+    process = Process()
+    process.begin(*calls(4, "alice", streams=True), *calls(4, "alice"))
+    process.looks(2)
+    process.own += 40
+    assert len(process.looks(200)) == 8
+    process.begin(*calls(4, "alice", streams=True), *calls(4, "alice"))
+    assert process.looks(400) == []
+
+
+def test_without_giving_back_more_goes_and_it_ends() -> None:
+    process = Process(gives_back=False)
+    process.looks(2)
+    process.begin(*calls(8, "alice", held=3))
+    assert len(process.looks(200)) == 8
+    process.begin(*calls(4, "alice"))
+    assert process.looks(200) == []
+
+
+def test_what_is_held_elsewhere_is_not_weighed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PUBLIC_BUDGET", BUDGET * MIB)
+    process = Process()
+    process.begin(*calls(2), *calls(2, "alice"))
+    process.looks(2)
+    process.own += 30 + BUDGET
+    process.arrivals.held_elsewhere = lambda: 30 * MIB
+    assert process.looks(10) == []
+    process.arrivals.held_elsewhere = lambda: 29 * MIB
+    assert len(process.looks(2)) == 3
+
+
+def test_strangers_all_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PUBLIC_BUDGET", 4 * MIB)
+    process = Process()
+    known = calls(2, "alice")
+    process.looks(2)
+    strangers = calls(3, held=2)
+    process.begin(*known, *strangers)
+    assert process.look() == strangers
+    assert process.looks(5) == []
+
+
+def test_streams_of_strangers_do_not_push_out_their_slow_bodies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_PUBLIC", 3)
+    process = Process()
+    bodies = calls(3)
+    process.begin(*bodies, *calls(10, streams=True))
+    assert process.look() == []
+    process.begin(*calls(1))
+    assert process.look() == bodies[:1]
+
+
+def test_a_body_that_takes_too_long_goes() -> None:
+    process = Process()
+    known, public = calls(1, "alice"), calls(1)
+    process.begin(*known, *public)
+    assert process.looks(98) == []
+    assert process.looks(4) == public
+    assert process.looks(1150) == known
+
+
+def pour(process: Process, kinds: list[Callable[[], list[Arriving]]], rate: float) -> float:
+    """Each kind of attacker keeps his calls open and lets them take `rate` MiB a look together, up to 4 each, for five
+    minutes; the most that they held."""
+    mine: list[list[Arriving]] = [[] for _ in kinds]
+    most = 0.0
+    for _ in range(round(300 / LOOK_INTERVAL)):
+        for position, make in enumerate(kinds):
+            mine[position] = [call for call in mine[position] if not call.ended]
+            if len(mine[position]) < 20:
+                fresh = make()[: 20 - len(mine[position])]
+                process.begin(*fresh)
+                mine[position] += fresh
+            for call in mine[position]:
+                call.held = min(4.0, call.held + rate / len(kinds) / 20)
+        most = max(most, process.held)
+        process.look()
+    return most
+
+
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        [lambda: calls(20, "alice")],
+        [lambda: calls(20, "alice", streams=True)],
+        [lambda: calls(20, "alice"), lambda: calls(20, "alice", streams=True)],
+        [lambda: calls(20, "alice"), lambda: calls(20, "bob"), lambda: calls(20, "eve")],
+        [lambda: calls(20, "alice", streams=True), lambda: calls(20, "bob", streams=True)],
+    ],
+    ids=["bodies", "streams", "both", "bodies of three", "streams of two"],
+)
+@pytest.mark.parametrize("rate", [0.2, 1.0, 2.0])
+def test_whoever_pours_for_minutes_holds_no_more_than_twice_the_budget(
+    kinds: list[Callable[[], list[Arriving]]], rate: float
+) -> None:
+    most = pour(Process(), kinds, rate)
+    print(f"{most:.1f} MiB at most of {BUDGET}")
+    assert most < 2 * BUDGET + 6 * rate
