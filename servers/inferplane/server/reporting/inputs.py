@@ -1,5 +1,6 @@
 """Reporting's validated requests, as domain objects."""
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -34,20 +35,21 @@ __all__ = ["answers_of", "deployment_of", "model_of", "predictions_of", "span_of
 
 MAX_LATENCY_US = 86_400_000_000
 HIGHEST_STATUS_CODE = 16
-UUID_LENGTH = 36
 NAMES = 1024
 """Names that were seen to be valid and are remembered, of each kind; the longest has 160 letters."""
+_UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 WORKLOADS = frozenset(f"workloads/{service}" for service in ServiceName)
 
 
-def _uuid(text: str) -> UUID:
+def _uuid_text(text: str) -> str:
     # UUID itself takes braces, `urn:uuid:` and no hyphens at all.
-    if len(text) == UUID_LENGTH and text[8] == text[13] == text[18] == text[23] == "-":
-        try:
-            return UUID(text)
-        except ValueError:
-            pass
-    raise ValueError("must be a UUID, such as 01890a5d-ac96-774b-bcce-b302099a8057")
+    if _UUID.fullmatch(text) is None:
+        raise ValueError("must be a UUID, such as 01890a5d-ac96-774b-bcce-b302099a8057")
+    return text
+
+
+def _uuid(text: str) -> UUID:
+    return UUID(_uuid_text(text))
 
 
 @lru_cache(NAMES)
@@ -68,7 +70,12 @@ def _request_time(message: Timestamp) -> datetime:
     # The default of an unset Timestamp is the epoch, and nothing was predicted before that.
     if message.seconds <= 0:
         raise ValueError("must be set, to a time after 1970-01-01")
-    return _instant(message)
+    if not 0 <= message.nanos < 1_000_000_000:
+        raise ValueError("must have nanos from 0 to 999999999")
+    try:
+        return datetime.fromtimestamp(message.seconds, UTC).replace(microsecond=message.nanos // 1000)
+    except (ValueError, OverflowError, OSError):
+        raise ValueError("must be a time up to 9999-12-31") from None
 
 
 def _microseconds(message: Duration) -> int:
@@ -130,7 +137,7 @@ class OfModel(Input):
 
 
 _RECORD_CHECKS: Sequence[tuple[str, Callable[[Any], Any]]] = (
-    ("prediction_id", _uuid),
+    ("prediction_id", _uuid_text),
     ("client_request_id", client_request_id),
     ("caller", _caller),
     ("deployment", lru_cache(NAMES)(deployment_id)),
@@ -173,16 +180,23 @@ def predictions_of(records: Sequence[prediction_pb2.PredictionRecord]) -> list[P
 
 
 def _prediction(record: prediction_pb2.PredictionRecord, position: int) -> Prediction:
-    values, violations = [], []
-    for field, check in _RECORD_CHECKS:
-        try:
-            values.append(check(getattr(record, field)))
-        except ValueError as error:
-            violations.append((f"records[{position}].{field}", str(error)))
-    if violations:
-        raise InferplaneError(ErrorReason.ERROR_REASON_INVALID_FIELD, violations=tuple(violations))
+    try:
+        values = [check(getattr(record, field)) for field, check in _RECORD_CHECKS]
+    except ValueError:
+        raise _violations(record, position) from None
     uuid, client_request_id, caller, deployment, (model, version), *others = values
     return Prediction(uuid, client_request_id, caller, deployment, model, version, *others)
+
+
+def _violations(record: prediction_pb2.PredictionRecord, position: int) -> InferplaneError:
+    """INVALID_FIELD that names all fields which are not sound."""
+    violations = []
+    for field, check in _RECORD_CHECKS:
+        try:
+            check(getattr(record, field))
+        except ValueError as error:
+            violations.append((f"records[{position}].{field}", str(error)))
+    return InferplaneError(ErrorReason.ERROR_REASON_INVALID_FIELD, violations=tuple(violations))
 
 
 def answers_of(entries: Sequence[prediction_pb2.Feedback]) -> list[Answer]:

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple
-from uuid import UUID
 
 __all__ = ["MAX_RECORDS", "Prediction", "TimeSpan"]
 
@@ -12,10 +11,11 @@ MAX_RECORDS = 2000
 
 
 class Prediction(NamedTuple):
-    """One call of a deployment. `latency_us` is in microseconds, `status_code` a gRPC status, 0 for success;
-    `predicted_labels` holds one class for each row, or none where the version names no label output."""
+    """One call of a deployment. `id` is the text of a UUID, `latency_us` is in microseconds, `status_code` a gRPC
+    status, 0 for success; `predicted_labels` holds one class for each row, or none where the version names no label
+    output."""
 
-    id: UUID
+    id: str
     client_request_id: str
     caller: str
     deployment: str
