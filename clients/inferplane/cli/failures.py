@@ -54,6 +54,7 @@ _HINTS_BY_REASON = {
     "DEPLOYMENT_NOT_READY": "`inferplane deployment list` shows its state; try again when it is READY",
     "DEPLOYMENT_LOADING": "`inferplane deployment show NAME` says how it stands and what it waits for",
     "DEPLOYMENT_FAILED": "loading is tried again; `inferplane undeploy` gives it up",
+    "DEPLOYMENT_SUPERSEDED": "somebody else deployed meanwhile; `inferplane deployment show NAME` says what serves",
     "LAST_ADMIN": "give somebody else the role admin on '*' first",
     "PREDICTION_NOT_FOUND": "records arrive within seconds; check the id and the deployment",
     "PREDICTION_AMBIGUOUS": "name the prediction by its own id",

@@ -12,6 +12,7 @@ from inferplane.cli.command import command
 from inferplane.cli.invocation import Invocation
 from inferplane.client import names
 from inferplane.client.inference import Prediction
+from inferplane.client.names import invalid
 from inferplane.client.sync import Inferplane
 from inferplane.client.tensors import Array
 
@@ -67,7 +68,10 @@ def predict(
 
 
 def _from_json(plane: Inferplane, deployment: str, file: str) -> dict[str, Array]:
-    text = sys.stdin.read() if file == "-" else Path(file).read_text()
+    try:
+        text = sys.stdin.read() if file == "-" else Path(file).read_text()
+    except UnicodeDecodeError:
+        raise invalid("--input", f"{file} is no JSON; an .npy file is given as NAME={file}") from None
     return tensor_files.from_json(text, plane.inference.get(deployment).targets[0].signature.inputs)
 
 

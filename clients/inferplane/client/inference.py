@@ -56,7 +56,8 @@ class InferenceClient:
 
         A bare name means the newest version. Where the name serves another version of the model already, that one
         answers until the new one is loaded. Waits until the deployment answers with the version, at most `timeout`
-        seconds, unless told not to. Raises DeploymentFailed, DeadlineExceeded, FailedPrecondition for a model that is
+        seconds, unless told not to. Raises DeploymentFailed, also where somebody else asked for another version
+        meanwhile, DeadlineExceeded, FailedPrecondition for a model that is
         too large, or InvalidArgument where the name serves another model.
         """
         ref = ModelRef.parse(model_ref)
@@ -69,7 +70,18 @@ class InferenceClient:
             deployment = await unary(self.deployments.CreateDeployment, request)
         except AlreadyExists:
             deployment = await self.replace(deployment_id, version)
-        return await self.wait_ready(deployment_id, timeout=timeout) if wait else deployment
+        if not wait:
+            return deployment
+        # The one asked for is the last that is to come, or serves already.
+        wanted = deployment.targets[-1].model_version
+        ready = await self.wait_ready(deployment_id, timeout=timeout)
+        if (serves := ready.targets[0].model_version) != wanted:
+            raise DeploymentFailed(
+                f"{ready.name} serves {serves}, which was asked for after {wanted}",
+                reason="DEPLOYMENT_SUPERSEDED",
+                metadata={"deployment": ready.name, "serves": serves},
+            )
+        return ready
 
     async def replace(self, name: str, model_version: str, *, timeout: float | None = None) -> Deployment:
         """Let a deployment serve another version of its model, `models/{model}/versions/{version}` or an alias.

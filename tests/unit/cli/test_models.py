@@ -111,6 +111,14 @@ async def test_predict_types_json_by_the_signature(mesh: FakeMesh, logged_in: Cl
     assert result.document["prediction_id"] == PREDICTION_ID
 
 
+async def test_predict_says_how_an_npy_file_is_given(logged_in: Cli, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.array([[1.0, 2.0]]))
+    await logged_in("deploy", "digits:1")
+    result = await logged_in("predict", "digits", "--input", tmp_path / "x.npy")
+    assert result.code == 3
+    assert f"NAME={tmp_path / 'x.npy'}" in "".join(result.err.split())
+
+
 async def test_predict_takes_and_writes_npy_files(mesh: FakeMesh, logged_in: Cli, tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.array([[1.0, 2.0]]))
     mesh.inference.outputs = [encode("../label", np.array([7]))]

@@ -1,5 +1,6 @@
 """The typed methods of the four services."""
 
+import asyncio
 from datetime import UTC, datetime
 
 import grpc
@@ -11,6 +12,7 @@ from inferplane.client.names import ModelRef
 from inferplane.inference.v1.deployment_pb2 import Deployment
 from tests.support.fake_services import PREDICTION_ID
 from tests.support.fake_serving import FakeMesh
+from tests.support.mesh import until
 
 
 async def test_lists_go_on_over_all_pages(mesh: FakeMesh, plane: Inferplane) -> None:
@@ -56,6 +58,15 @@ async def test_a_replacement_that_cannot_be_loaded_says_why_and_what_goes_on(mes
     mesh.inference.incoming_state = Deployment.STATE_FAILED
     with pytest.raises(DeploymentFailed, match=r"goes on with models/digits/versions/1, .*: no such operator"):
         await plane.inference.deploy("digits:2")
+
+
+async def test_a_deploy_that_another_one_overtook_fails(mesh: FakeMesh, plane: Inferplane) -> None:
+    first = asyncio.create_task(plane.inference.deploy("digits:1"))
+    await until(lambda: bool(mesh.inference.deployments))
+    mesh.inference.deployments["deployments/digits"].targets[0].model_version = "models/digits/versions/2"
+    with pytest.raises(DeploymentFailed, match="serves models/digits/versions/2, which was asked for after") as failed:
+        await first
+    assert failed.value.reason == "DEPLOYMENT_SUPERSEDED"
 
 
 async def test_deploy_of_a_model_without_versions_is_not_found(plane: Inferplane) -> None:
