@@ -9,7 +9,9 @@ import pytest
 from inferplane.server.embedded.postgres import EmbeddedPostgres
 from inferplane.server.processes import installation
 from inferplane.server.processes.installation import Mesh
-from inferplane.server.settings import Settings
+from inferplane.server.processes.protocol import Job
+from inferplane.server.processes.supervisor import Supervisor, WorkerStartError
+from inferplane.server.settings import ServiceName, Settings
 from tests.support.mesh import until
 
 
@@ -62,3 +64,14 @@ async def test_a_log_that_cannot_be_bounded_does_not_end_the_watch(
         assert not older.exists()
         obstacle.rmdir()
         await until(older.exists, timeout=30)
+
+
+async def test_who_waits_for_what_does_not_serve_is_told_which_and_where_triton_should_be(tmp_path: Path) -> None:
+    mesh = Mesh(Settings(data_dir=tmp_path, triton_endpoint="127.0.0.1:1"))
+    waiting, serving = Supervisor([Job("inference", "", 1, 0)], 1.0), Supervisor([Job("auth", "", 1, 0)], 1.0)
+    serving.workers[0].serving = True
+    mesh.supervisors = {ServiceName.AUTH: serving, ServiceName.INFERENCE: waiting}
+    with pytest.raises(
+        WorkerStartError, match=r"^inference did not serve within 0 s; does Triton at 127.0.0.1:1 answer"
+    ):
+        await mesh.until_serving(0.01)

@@ -125,8 +125,17 @@ class Mesh:
             async with asyncio.timeout(timeout):
                 await asyncio.gather(*(supervisor.until_serving() for supervisor in self.supervisors.values()))
         except TimeoutError:
-            where = self.log.path if self.log else "the log above"
-            raise WorkerStartError(f"not all services serve after {timeout:.0f} s; {where} says why") from None
+            raise WorkerStartError(self._what_does_not_serve(timeout)) from None
+
+    def _what_does_not_serve(self, seconds: float) -> str:
+        waiting = [
+            service.value
+            for service, supervisor in self.supervisors.items()
+            if not all(worker.serving for worker in supervisor.workers)
+        ]
+        where = self.log.path if self.log else "the log above"
+        triton = f"; does Triton at {self.settings.triton_endpoint} answer?" if waiting == ["inference"] else ""
+        return f"{', '.join(waiting)} did not serve within {seconds:.0f} s{triton} ({where} may say why)"
 
     async def stop_services(self) -> None:
         """Drain and stop, in an order in which none misses another."""
