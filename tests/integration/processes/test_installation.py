@@ -71,7 +71,5 @@ async def test_who_waits_for_what_does_not_serve_is_told_which_and_where_triton_
     waiting, serving = Supervisor([Job("inference", "", 1, 0)], 1.0), Supervisor([Job("auth", "", 1, 0)], 1.0)
     serving.workers[0].serving = True
     mesh.supervisors = {ServiceName.AUTH: serving, ServiceName.INFERENCE: waiting}
-    with pytest.raises(
-        WorkerStartError, match=r"^inference did not serve within 0 s; does Triton at 127.0.0.1:1 answer"
-    ):
+    with pytest.raises(WorkerStartError, match=r"^inference did not serve .* does Triton at 127.0.0.1:1 answer"):
         await mesh.until_serving(0.01)
