@@ -293,7 +293,14 @@ def slowly(version: int, *, native: bool) -> dict[str, bytes]:
 
 
 def stubs(stand: Stand) -> list[psutil.Process]:
-    return [child for child in psutil.Process(stand.triton.pid).children() if "stub" in child.name()]
+    return [child for child in psutil.Process(stand.triton.pid).children() if "stub" in name_of(child)]
+
+
+def name_of(process: psutil.Process) -> str:
+    """Empty where it has ended meanwhile."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.name()
+    return ""
 
 
 def has_begun(stand: Stand) -> Callable[[], Awaitable[bool]]:
