@@ -13,6 +13,7 @@ from inferplane.server.ids import uuid7
 from inferplane.server.limits import MAX_LABELS
 from inferplane.server.reporting.predictions import Prediction
 from inferplane.server.reporting.repository import PredictionRepository
+from inferplane.server.reporting.tables import prediction
 from inferplane.server.settings import ServiceName, Settings
 from inferplane.server.storage.database import Database
 from tests.integration.reporting.records import DIGEST, NOON, Reporting, bad_fields, record, seeded, two_waiting
@@ -197,3 +198,7 @@ async def test_times_are_stored_to_the_microsecond(reporting: Reporting, databas
     await reporting.ingest(record(request_time=Timestamp(seconds=1_700_000_000, nanos=123_456_999)))
     (row,) = await rows(database_url, "SELECT requested_at FROM reporting.prediction")
     assert row == (datetime(2023, 11, 14, 22, 13, 20, 123_456, tzinfo=UTC),)
+
+
+def test_a_predictions_fields_are_the_columns_in_their_order() -> None:
+    assert Prediction._fields == tuple(column.name for column in prediction.c if column.computed is None)

@@ -156,3 +156,15 @@ async def test_a_message_or_metadata_over_the_limit_is_refused_and_the_server_go
         too_much = [("authorization", "Bearer alice"), ("x-padding", "a" * (80 << 10))]
         assert (await failure(method(b"", metadata=too_much))).code() == grpc.StatusCode.RESOURCE_EXHAUSTED
         await server.call()
+
+
+async def test_a_call_that_is_refused_before_its_handler_leaves_no_line_of_grpcs(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Such a line has a traceback, and strangers could fill the log with them."""
+    async with running(who_am_i(answer)) as server:
+        method: Any = server.channel.unary_unary(WHO)
+        assert (await failure(method(b""))).code() is grpc.StatusCode.UNAUTHENTICATED
+        unknown: Any = server.channel.unary_unary("/nobody.Knows/This")
+        assert (await failure(unknown(b""))).code() is grpc.StatusCode.UNIMPLEMENTED
+    assert [record.name for record in caplog.records if record.name.startswith("grpc")] == []

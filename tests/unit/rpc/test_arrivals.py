@@ -193,12 +193,18 @@ def test_a_body_that_takes_too_long_goes() -> None:
     assert process.looks(1150) == known
 
 
-def pour(process: Process, kinds: list[Callable[[], list[Arriving]]], rate: float) -> float:
+def pour(
+    process: Process,
+    kinds: list[Callable[[], list[Arriving]]],
+    rate: float,
+    beside: Callable[[int], None] = lambda _look: None,
+) -> float:
     """Each kind of attacker keeps his calls open and lets them take `rate` MiB a look together, up to 4 each, for five
-    minutes; the most that they held."""
+    minutes, and `beside` happens before each look; the most that was held."""
     mine: list[list[Arriving]] = [[] for _ in kinds]
     most = 0.0
-    for _ in range(round(300 / LOOK_INTERVAL)):
+    for number in range(round(300 / LOOK_INTERVAL)):
+        beside(number)
         for position, make in enumerate(kinds):
             mine[position] = [call for call in mine[position] if not call.ended]
             if len(mine[position]) < 20:
@@ -230,3 +236,49 @@ def test_whoever_pours_for_minutes_holds_no_more_than_twice_the_budget(
     most = pour(Process(), kinds, rate)
     print(f"{most:.1f} MiB at most of {BUDGET}")
     assert most < 2 * BUDGET + 6 * rate
+
+
+@pytest.mark.parametrize("rate", [0.2, 1.0, 2.0])
+def test_a_trickle_of_public_calls_does_not_shield_who_pours(monkeypatch: pytest.MonkeyPatch, rate: float) -> None:
+    monkeypatch.setattr(module, "PUBLIC_BUDGET", 2 * MIB)
+    process = Process()
+    most = pour(process, [lambda: calls(20, "alice")], rate, lambda _look: process.begin(*calls(1)))
+    assert most < 2 * BUDGET + 6 * rate
+
+
+@pytest.mark.parametrize("streams", [False, True], ids=["bodies", "streams"])
+@pytest.mark.parametrize("rate", [0.1, 1.0, 2.0])
+def test_who_pours_ends_none_of_the_others(rate: float, streams: bool) -> None:
+    process = Process()
+    bobs: list[Arriving] = []
+
+    def half_a_second_of_a_body(look: int) -> None:
+        if look % 10 == 0:
+            if bobs and not bobs[-1].ended:
+                process.calls.remove(bobs[-1])
+                gone: Any = bobs[-1]
+                process.arrivals.over(gone)
+            bobs.extend(calls(1, "bob", streams=streams, held=0.01))
+            process.begin(bobs[-1])
+
+    pour(process, [lambda: calls(20, "alice", streams=streams)], rate, half_a_second_of_a_body)
+    assert not any(call.ended for call in bobs)
+
+
+def test_what_is_steadily_held_elsewhere_does_not_widen_the_budget() -> None:
+    process = Process()
+    process.own += 40
+    process.arrivals.held_elsewhere = lambda: 40 * MIB
+    assert pour(process, [lambda: calls(20, "alice")], 0.5) < 2 * BUDGET
+
+
+def test_what_was_ended_after_a_giving_back_began_is_given_back_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PUBLIC_BUDGET", 2 * MIB)
+    process = Process()
+    process.look()
+    for _ in range(2):
+        process.begin(*calls(1, held=4))
+        assert len(process.look()) == 1
+    process.looks(10)
+    process.begin(*calls(1))
+    assert process.looks(5) == []

@@ -31,24 +31,35 @@ MOST_PUBLIC = 256
 
 
 class _Steps:
-    """Which of the calls of one kind go: first half of what the caller has who has most of them, the newest; then all
-    that it has; then all of everybody."""
+    """Which of the calls of one kind go: first half of what the caller has who has most of them, the newest. Within ten
+    seconds of that, all of whoever has, or had, most; and all of everybody where the step before did not help."""
 
     def __init__(self) -> None:
         self._taken = 0
         self._last = float("-inf")
-        self.in_vain = False
-        """Whether the last one was taken, and the process has not become less since."""
+        self._heaviest: set[str] = set()
+        self._helped = False
+        self.all_gone = False
+        """Whether everybody's were taken, and it did not help so far."""
+
+    def helped(self) -> None:
+        """The process is no longer too large."""
+        self._helped = True
+        self.all_gone = False
 
     def next(self, calls: list[Call], now: float) -> list[Call]:
         """Those of `calls` that go now."""
-        self._taken = self._taken + 1 if now - self._last < LOWEST_OF else 1
-        self._last = now
-        if self._taken > 2:
-            self.in_vain = True
+        if now - self._last >= LOWEST_OF:
+            self._taken = 0
+            self._heaviest.clear()
+        helped, self._helped = self._helped, False
+        self._taken, self._last = self._taken + 1, now
+        if self._taken > 2 and not helped:
+            self.all_gone = True
             return calls
         heaviest, count = Counter(call.principal.subject for call in calls).most_common(1)[0]
-        theirs = [call for call in calls if call.principal.subject == heaviest]
+        self._heaviest.add(heaviest)
+        theirs = [call for call in calls if call.principal.subject in self._heaviest]
         return theirs[count // 2 :] if self._taken == 1 else theirs
 
 
@@ -65,6 +76,7 @@ class Arrivals:
         self._recent: deque[int] = deque(maxlen=round(LOWEST_OF / LOOK_INTERVAL))
         self._body_steps, self._stream_steps = _Steps(), _Steps()
         self._until_give_back = self._settling = 0
+        self._ended_since = False
         self._ended_at = 0
         self.held_elsewhere: Callable[[], int] = lambda: 0
         """Bytes that this process holds for something else, and will let go: they are not weighed."""
@@ -93,49 +105,60 @@ class Arrivals:
         for call in public[: max(0, len(public) - MOST_PUBLIC)]:
             call.end(InferplaneError.overloaded("too many requests arrive slowly"))
         self._settling = max(0, self._settling - 1)
-        self._recent.append(resident)
+        own = resident - self.held_elsewhere()
+        self._recent.append(own)
         if self._bodies or self._streams:
-            self._shed(now, resident)
-        self._until_give_back = max(0, self._until_give_back - 1)
-        return self._until_give_back == 1
+            self._shed(now, own)
+        return self._is_time_to_give_back()
 
-    def _shed(self, now: float, resident: int) -> None:
-        grown = self._weighed(resident)
+    def _is_time_to_give_back(self) -> bool:
+        if not self._until_give_back:
+            return False
+        self._until_give_back -= 1
+        if self._until_give_back:
+            return False
+        # What was ended since the one before may not be free yet.
+        self._until_give_back, self._ended_since = GIVE_BACK_AFTER if self._ended_since else 0, False
+        return True
+
+    def _shed(self, now: float, own: int) -> None:
+        grown = self._weighed(own)
         public = [call for call in grown if call.method.access.public and grown[call] > PUBLIC_BUDGET]
         known = [call for call in grown if not call.method.access.public and grown[call] > self._budget]
         if public:
             self._end(public)
-        elif not known:
-            self._body_steps.in_vain = self._stream_steps.in_vain = False
-        elif not self._settling or resident > self._ended_at + self._budget // 4:
-            self._shed_known(known, now, resident)
+        if not known:
+            self._body_steps.helped()
+            self._stream_steps.helped()
+        elif not self._settling or own > self._ended_at + self._budget // 4:
+            self._shed_known(known, now, own)
 
-    def _weighed(self, resident: int) -> dict[Call, int]:
+    def _weighed(self, own: int) -> dict[Call, int]:
         """By how many bytes the process has grown since each of them began to arrive."""
         lowest = min(self._recent)
         arriving = (*self._bodies, *self._streams)
-        self._levels = {call: min(self._levels.get(call, lowest), resident) for call in arriving}
-        elsewhere = self.held_elsewhere()
-        return {call: resident - level - elsewhere for call, level in self._levels.items()}
+        self._levels = {call: min(self._levels.get(call, lowest), own) for call in arriving}
+        return {call: own - level for call, level in self._levels.items()}
 
-    def _shed_known(self, known: list[Call], now: float, resident: int) -> None:
+    def _shed_known(self, known: list[Call], now: float, own: int) -> None:
         """Bodies first: a slow body holds something, most streams that wait do not."""
         bodies = [call for call in known if call in self._bodies]
         streams = [call for call in known if call in self._streams]
-        if bodies and not self._body_steps.in_vain:
+        if bodies and not self._body_steps.all_gone:
             self._end(self._body_steps.next(bodies, now))
-        elif streams and not self._stream_steps.in_vain:
+        elif streams and not self._stream_steps.all_gone:
             self._end(self._stream_steps.next(streams, now))
         else:
             # All went, and the process is as large as before: it is not what arrives.
             self._recent.clear()
             self._levels.clear()
-        self._settling, self._ended_at = SETTLE, resident
+        self._settling, self._ended_at = SETTLE, own
 
     def _end(self, calls: Iterable[Call]) -> None:
         for call in calls:
             call.end(InferplaneError.overloaded("requests that arrive slowly hold too much"))
-        self._until_give_back = self._until_give_back or GIVE_BACK_AFTER + 1
+        self._ended_since = self._until_give_back > 0
+        self._until_give_back = self._until_give_back or GIVE_BACK_AFTER
 
 
 def resident_memory(statm: int) -> int:

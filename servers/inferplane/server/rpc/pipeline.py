@@ -5,8 +5,8 @@ on a call's headers, and an unauthenticated caller's bytes are neither read nor 
 that malformed bytes meet the same error translation as everything else.
 """
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
 from typing import Any, TypeAlias, cast
 
 import grpc
@@ -95,25 +95,27 @@ class Pipeline:
             return _admitted(call, read(body))
 
         async def answer(_requests: Any, context: Context) -> bytes:
-            async with self.around(method, context) as call:
+            async def work(call: Call) -> bytes:
                 return write(await behaviour(await requests(call), context))
+
+            return await self.around(method, context, work)
 
         async def answer_stream(_requests: Any, context: Context) -> None:
             # Written, not yielded: a cancelled call then always ends inside the interceptors.
-            async with (
-                self.around(method, context) as call,
-                aclosing(behaviour(await requests(call), context)) as answers,
-            ):
-                async for message in answers:
-                    await context.write(write(message))
+            async def work(call: Call) -> bytes:
+                async with aclosing(behaviour(await requests(call), context)) as answers:
+                    async for message in answers:
+                        await context.write(write(message))
+                return b""
+
+            await self.around(method, context, work)
 
         if handler.response_streaming:
             return grpc.stream_stream_rpc_method_handler(cast("Any", answer_stream))
         return grpc.stream_unary_rpc_method_handler(cast("Any", answer))
 
-    @asynccontextmanager
-    async def around(self, method: Method, context: Context) -> AsyncIterator[Call]:
-        """Enter all interceptors for one call."""
+    async def around(self, method: Method, context: Context, work: Callable[[Call], Awaitable[bytes]]) -> bytes:
+        """Do `work` inside all interceptors; the answer, which is nothing where the call was refused or ended."""
         call = Call(method, context)
         call.enter()
         async with AsyncExitStack() as stack:
@@ -122,7 +124,8 @@ class Pipeline:
                 await stack.enter_async_context(interceptor(call))
             if method.streams and method.service != UNKNOWN:
                 self._calls.claim_stream(call)
-            yield call
+            return await work(call)
+        return b""
 
     async def _read_stream(
         self, call: Call, read: Callable[[bytes], Message], check: BodyCheck
@@ -169,7 +172,9 @@ class _UnknownMethods(grpc.GenericRpcHandler):
         method = Method("/unknown", UNKNOWN, UNKNOWN, AccessRule(public=True), streams=True)
 
         async def refuse(_requests: AsyncIterator[bytes], context: Context) -> None:
-            async with self._pipeline.around(method, context):
+            async def work(_call: Call) -> bytes:
                 raise InferplaneError(ErrorReason.ERROR_REASON_UNKNOWN_METHOD, service=service[:100], method=name[:100])
+
+            await self._pipeline.around(method, context, work)
 
         return grpc.stream_stream_rpc_method_handler(cast("Any", refuse))

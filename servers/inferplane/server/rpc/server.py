@@ -50,7 +50,6 @@ def channel_arguments(settings: Settings, max_message_size: int) -> list[tuple[s
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 20_000),
         ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
         # They are answered, at little cost. To refuse those that are too many takes gRPC two seconds for the 60,000 of
         # one megabyte, and four times as long for twice as many.
         ("grpc.http2.max_ping_strikes", 0),

@@ -113,6 +113,8 @@ class Forwarder:
         attempt = Attempt(prediction_id, principal.subject)
         try:
             attempt.route = self._router.route(principal, name)
+            # Before the request is made of what was typed, which may take a while.
+            self._unread.check(principal.subject)
             answer, labels = await self._answer(attempt, principal, encode(), remaining)
             try:
                 decoded = decode(answer)

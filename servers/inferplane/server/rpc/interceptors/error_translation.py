@@ -46,8 +46,7 @@ def _interpret(call: Call, error: BaseException) -> InferplaneError:
 @asynccontextmanager
 async def error_translation(call: Call) -> AsyncIterator[None]:
     """Cover exceptions, SystemExit and KeyboardInterrupt in a handler (they would end the process), and calls that
-    are ended from outside. The body of the `with` ends there, and gRPC sends what follows it to
-    nobody."""
+    are ended from outside. The call then has its status, nothing is raised, and what is answered reaches nobody."""
     try:
         yield
     except grpc.aio.AbortError:
