@@ -282,3 +282,14 @@ def test_what_was_ended_after_a_giving_back_began_is_given_back_too(monkeypatch:
     process.looks(10)
     process.begin(*calls(1))
     assert process.looks(5) == []
+
+
+def test_what_is_counted_elsewhere_and_is_not_in_memory_ends_nothing() -> None:
+    process = Process()
+    process.begin(*calls(4), *calls(4, "alice", streams=True))
+    process.looks(2)
+    process.arrivals.held_elsewhere = lambda: 600 * MIB
+    process.look()
+    process.arrivals.held_elsewhere = lambda: 0
+    process.begin(*calls(4), *calls(4, "alice", streams=True))
+    assert process.looks(20) == []

@@ -9,6 +9,7 @@ import ctypes
 import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 from inferplane.common.v1.errors_pb2 import ErrorReason
 from inferplane.server.errors import InferplaneError
@@ -28,6 +29,21 @@ PUBLIC_TIME_LIMIT = 5.0
 PUBLIC_BUDGET = 64 << 20
 MOST_PUBLIC = 256
 """Slow bodies of public methods; beyond them the oldest goes."""
+
+
+class _Weight(NamedTuple):
+    """Bytes of the process, and how many of them are counted as held elsewhere: they may not be there yet, or lie in
+    memory that it had anyway, so that the least of each is taken by itself."""
+
+    resident: int
+    elsewhere: int
+
+    def at_most(self, other: "_Weight") -> "_Weight":
+        return _Weight(min(self.resident, other.resident), min(self.elsewhere, other.elsewhere))
+
+    def above(self, level: "_Weight") -> int:
+        """By how much the process has grown, beside what has grown elsewhere."""
+        return self.resident - level.resident - (self.elsewhere - level.elsewhere)
 
 
 class _Steps:
@@ -72,8 +88,8 @@ class Arrivals:
         self._time_limit = time_limit
         self._bodies: dict[Call, float] = {}
         self._streams: dict[Call, None] = {}
-        self._levels: dict[Call, int] = {}
-        self._recent: deque[int] = deque(maxlen=round(LOWEST_OF / LOOK_INTERVAL))
+        self._levels: dict[Call, _Weight] = {}
+        self._recent: deque[_Weight] = deque(maxlen=round(LOWEST_OF / LOOK_INTERVAL))
         self._body_steps, self._stream_steps = _Steps(), _Steps()
         self._until_give_back = self._settling = 0
         self._ended_since = False
@@ -105,10 +121,10 @@ class Arrivals:
         for call in public[: max(0, len(public) - MOST_PUBLIC)]:
             call.end(InferplaneError.overloaded("too many requests arrive slowly"))
         self._settling = max(0, self._settling - 1)
-        own = resident - self.held_elsewhere()
-        self._recent.append(own)
+        weight = _Weight(resident, self.held_elsewhere())
+        self._recent.append(weight)
         if self._bodies or self._streams:
-            self._shed(now, own)
+            self._shed(now, weight)
         return self._is_time_to_give_back()
 
     def _is_time_to_give_back(self) -> bool:
@@ -121,8 +137,8 @@ class Arrivals:
         self._until_give_back, self._ended_since = GIVE_BACK_AFTER if self._ended_since else 0, False
         return True
 
-    def _shed(self, now: float, own: int) -> None:
-        grown = self._weighed(own)
+    def _shed(self, now: float, weight: "_Weight") -> None:
+        grown, own = self._weighed(weight), weight.resident - weight.elsewhere
         public = [call for call in grown if call.method.access.public and grown[call] > PUBLIC_BUDGET]
         known = [call for call in grown if not call.method.access.public and grown[call] > self._budget]
         if public:
@@ -133,12 +149,12 @@ class Arrivals:
         elif not self._settling or own > self._ended_at + self._budget // 4:
             self._shed_known(known, now, own)
 
-    def _weighed(self, own: int) -> dict[Call, int]:
+    def _weighed(self, weight: "_Weight") -> dict[Call, int]:
         """By how many bytes the process has grown since each of them began to arrive."""
-        lowest = min(self._recent)
+        lowest = _Weight(*map(min, zip(*self._recent, strict=True)))
         arriving = (*self._bodies, *self._streams)
-        self._levels = {call: min(self._levels.get(call, lowest), own) for call in arriving}
-        return {call: own - level for call, level in self._levels.items()}
+        self._levels = {call: self._levels.get(call, lowest).at_most(weight) for call in arriving}
+        return {call: weight.above(level) for call, level in self._levels.items()}
 
     def _shed_known(self, known: list[Call], now: float, own: int) -> None:
         """Bodies first: a slow body holds something, most streams that wait do not."""
