@@ -76,6 +76,7 @@ class Mesh:
         while not self.ready_file.exists():
             if self.process.poll() is not None or time.monotonic() > deadline:
                 sys.exit("the mesh did not start; its message above says why")
+            # Nobody tells when a file appears.
             time.sleep(0.05)
         ready: dict[str, Any] = json.loads(self.ready_file.read_text())
         return ready

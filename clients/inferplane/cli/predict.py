@@ -71,7 +71,7 @@ def _from_json(plane: Inferplane, deployment: str, file: str) -> dict[str, Array
     try:
         text = sys.stdin.read() if file == "-" else Path(file).read_text()
     except UnicodeDecodeError:
-        raise invalid("--input", f"{file} is no JSON; an .npy file is given as NAME={file}") from None
+        raise invalid("--input", "it is no JSON; .npy files are given as NAME=FILE.npy") from None
     return tensor_files.from_json(text, plane.inference.get(deployment).targets[0].signature.inputs)
 
 

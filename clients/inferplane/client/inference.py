@@ -57,8 +57,8 @@ class InferenceClient:
         A bare name means the newest version. Where the name serves another version of the model already, that one
         answers until the new one is loaded. Waits until the deployment answers with the version, at most `timeout`
         seconds, unless told not to. Raises DeploymentFailed, also where somebody else asked for another version
-        meanwhile, DeadlineExceeded, FailedPrecondition for a model that is
-        too large, or InvalidArgument where the name serves another model.
+        meanwhile, DeadlineExceeded, FailedPrecondition for a model that is too large, or InvalidArgument where the
+        name serves another model.
         """
         ref = ModelRef.parse(model_ref)
         deployment_id = model_id(ref.model if name is None else name, "deployment")

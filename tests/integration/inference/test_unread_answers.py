@@ -1,6 +1,8 @@
 """Callers who do not read their answers hold no more than their share."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
@@ -12,7 +14,7 @@ from inferplane.server.inference.dataplane import unread
 from inferplane.server.inference.dataplane.forwarder import Window
 from tests.support.http2 import RawConnection, raw_connection
 from tests.support.mesh import reason, until
-from tests.support.stand import INFER, PREDICT, bearer, data_plane, echo, infer_request
+from tests.support.stand import INFER, PREDICT, DataPlane, bearer, data_plane, echo, infer_request
 
 MIB = 1 << 20
 LARGE = infer_request(values=MIB // 4).SerializeToString()
@@ -25,15 +27,21 @@ async def ask(connection: RawConnection) -> int:
     return stream
 
 
-async def test_unread_answers_of_a_caller_are_bounded_and_others_are_served(monkeypatch: pytest.MonkeyPatch) -> None:
+@asynccontextmanager
+async def left_unread(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[DataPlane]:
+    """A data plane whose caller has left as much unread as she may."""
     monkeypatch.setattr(unread, "EACH", 4 * MIB)
     async with data_plane() as plane, raw_connection(plane.address) as connection:
         connection.reads_answers = False
         for _ in range(4):
             await ask(connection)
-        await until(lambda: len(plane.triton.requests) == 4)
-        refused = (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
         await until_refused(plane)
+        yield plane
+
+
+async def test_unread_answers_of_a_caller_are_bounded_and_others_are_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with left_unread(monkeypatch) as plane:
+        refused = (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
         assert await reason(plane.infer()) == refused
         await plane.infer(user="bob")
 
@@ -83,12 +91,7 @@ async def until_refused(plane: Any) -> None:
 
 
 async def test_a_message_of_a_stream_that_is_refused_for_them_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(unread, "EACH", 4 * MIB)
-    async with data_plane() as plane, raw_connection(plane.address) as connection:
-        connection.reads_answers = False
-        for _ in range(4):
-            await ask(connection)
-        await until_refused(plane)
+    async with left_unread(monkeypatch) as plane:
         call = plane.stream()
         await call.write(infer_request().SerializeToString())
         reply = service_pb2.ModelStreamInferResponse.FromString(await call.read())

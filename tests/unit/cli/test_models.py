@@ -116,7 +116,7 @@ async def test_predict_says_how_an_npy_file_is_given(logged_in: Cli, tmp_path: P
     await logged_in("deploy", "digits:1")
     result = await logged_in("predict", "digits", "--input", tmp_path / "x.npy")
     assert result.code == 3
-    assert f"NAME={tmp_path / 'x.npy'}" in "".join(result.err.split())
+    assert "NAME=FILE.npy" in result.err
 
 
 async def test_predict_takes_and_writes_npy_files(mesh: FakeMesh, logged_in: Cli, tmp_path: Path) -> None:

@@ -157,7 +157,7 @@ class UploadRepository:
         return True
 
     async def discard(self, upload: Upload, actor: Actor) -> bool:
-        """Forget an upload that is not complete."""
+        """Delete an upload that is not complete."""
         async with self._units_of_work(actor) as unit:
             deleted = await unit.connection.execute(sa.delete(_upload).where(_unchanged(upload)))
             if not deleted.rowcount:
@@ -167,7 +167,7 @@ class UploadRepository:
         return True
 
     async def delete_stale(self, active_before: datetime) -> None:
-        """Forget the uploads that nothing has happened to since `active_before`, and that are no version."""
+        """Delete the uploads that nothing has happened to since `active_before`, and that are no version."""
         async with self._database.transaction() as connection:
             versions = tables.model_version.c
             is_version = sa.exists().where(versions.model == _upload.c.model, versions.upload_id == _upload.c.id)

@@ -114,7 +114,7 @@ class Uploads:
             return await writer.end(actor)
 
     async def clean_up(self) -> None:
-        """Forget uploads that nobody goes on with, then remove the chunks that no upload has."""
+        """Delete uploads that nobody goes on with, then remove the chunks that no upload has."""
         await self._store.delete_stale(now() - STALE_AFTER)
         written_before = now() - UNUSED_AFTER
         failures_in_a_row = 0

@@ -135,7 +135,10 @@ class Mesh:
         ]
         where = self.log.path if self.log else "the log above"
         triton = f"; does Triton at {self.settings.triton_endpoint} answer?" if waiting == ["inference"] else ""
-        return f"{', '.join(waiting)} did not serve within {seconds:.0f} s{triton} ({where} may say why)"
+        # None, if the last one begins to serve at this very moment.
+        return (
+            f"{', '.join(waiting) or 'the services'} did not serve within {seconds:.0f} s{triton} ({where} may say why)"
+        )
 
     async def stop_services(self) -> None:
         """Drain and stop, in an order in which none misses another."""

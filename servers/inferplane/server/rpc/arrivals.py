@@ -38,12 +38,16 @@ class _Weight(NamedTuple):
     resident: int
     elsewhere: int
 
-    def at_most(self, other: "_Weight") -> "_Weight":
+    def lowered_to(self, other: "_Weight") -> "_Weight":
+        """The least of both."""
+        if self.resident <= other.resident and self.elsewhere <= other.elsewhere:
+            return self
         return _Weight(min(self.resident, other.resident), min(self.elsewhere, other.elsewhere))
 
-    def above(self, level: "_Weight") -> int:
-        """By how much the process has grown, beside what has grown elsewhere."""
-        return self.resident - level.resident - (self.elsewhere - level.elsewhere)
+    @property
+    def own(self) -> int:
+        """What is held by nothing else."""
+        return self.resident - self.elsewhere
 
 
 class _Steps:
@@ -137,8 +141,8 @@ class Arrivals:
         self._until_give_back, self._ended_since = GIVE_BACK_AFTER if self._ended_since else 0, False
         return True
 
-    def _shed(self, now: float, weight: "_Weight") -> None:
-        grown, own = self._weighed(weight), weight.resident - weight.elsewhere
+    def _shed(self, now: float, weight: _Weight) -> None:
+        grown = self._weighed(weight)
         public = [call for call in grown if call.method.access.public and grown[call] > PUBLIC_BUDGET]
         known = [call for call in grown if not call.method.access.public and grown[call] > self._budget]
         if public:
@@ -146,17 +150,20 @@ class Arrivals:
         if not known:
             self._body_steps.helped()
             self._stream_steps.helped()
-        elif not self._settling or own > self._ended_at + self._budget // 4:
-            self._shed_known(known, now, own)
+        elif not self._settling or weight.own > self._ended_at + self._budget // 4:
+            self._shed_known(known, now)
+            self._settling, self._ended_at = SETTLE, weight.own
 
-    def _weighed(self, weight: "_Weight") -> dict[Call, int]:
-        """By how many bytes the process has grown since each of them began to arrive."""
+    def _weighed(self, weight: _Weight) -> dict[Call, int]:
+        """By how many bytes the process has grown, beside what has grown elsewhere, since each began to arrive; only
+        of those of which it is more than any may."""
         lowest = _Weight(*map(min, zip(*self._recent, strict=True)))
         arriving = (*self._bodies, *self._streams)
-        self._levels = {call: self._levels.get(call, lowest).at_most(weight) for call in arriving}
-        return {call: weight.above(level) for call, level in self._levels.items()}
+        self._levels = {call: self._levels.get(call, lowest).lowered_to(weight) for call in arriving}
+        own, least = weight.own, min(PUBLIC_BUDGET, self._budget)
+        return {call: grown for call, level in self._levels.items() if (grown := own - level.own) > least}
 
-    def _shed_known(self, known: list[Call], now: float, own: int) -> None:
+    def _shed_known(self, known: list[Call], now: float) -> None:
         """Bodies first: a slow body holds something, most streams that wait do not."""
         bodies = [call for call in known if call in self._bodies]
         streams = [call for call in known if call in self._streams]
@@ -168,7 +175,6 @@ class Arrivals:
             # All went, and the process is as large as before: it is not what arrives.
             self._recent.clear()
             self._levels.clear()
-        self._settling, self._ended_at = SETTLE, own
 
     def _end(self, calls: Iterable[Call]) -> None:
         for call in calls:

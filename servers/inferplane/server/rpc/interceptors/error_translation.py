@@ -46,7 +46,8 @@ def _interpret(call: Call, error: BaseException) -> InferplaneError:
 @asynccontextmanager
 async def error_translation(call: Call) -> AsyncIterator[None]:
     """Cover exceptions, SystemExit and KeyboardInterrupt in a handler (they would end the process), and calls that
-    are ended from outside. The call then has its status, nothing is raised, and what is answered reaches nobody."""
+    are ended from outside. The call then has its status, and what its handler answers reaches nobody. Passes on what
+    has a status of its own: gRPC's errors, and the leaving of the client."""
     try:
         yield
     except grpc.aio.AbortError:
