@@ -26,5 +26,8 @@ class _Terminal(io.TextIOBase):
 
 
 def say(what: RenderableType, *, highlight: bool = True) -> None:
-    """Print; where nobody can be told, such as on a closed or unread pipe, the command goes on all the same."""
-    Console(file=cast("IO[str]", _Terminal())).print(what, highlight=highlight)
+    """Print; where nobody can be told, such as on a closed or unread pipe, the command goes on all the same.
+
+    Texts are not broken into lines: what they say to do is to be copied.
+    """
+    Console(file=cast("IO[str]", _Terminal())).print(what, highlight=highlight, soft_wrap=isinstance(what, str))

@@ -67,6 +67,7 @@ async def run(settings: Settings, ready_file: Path | None) -> None:
             return
         await starting
         say(endpoint_table(mesh, time.monotonic() - began))
+        say(what_next(mesh))
         if ready_file is not None:
             stack.callback(_remove, ready_file)
         await keep_ready_file(mesh, ready_file, stopped)
@@ -121,14 +122,18 @@ def endpoint_table(mesh: Mesh, seconds: float) -> Table:
     table.add_row("triton", ready["endpoints"]["triton"], "", str(ready["pids"].get("triton", "")))
     database = "socket in the data directory" if mesh.postgres else "INFERPLANE_DATABASE_URL"
     table.add_row("postgres", database, "", str(ready["pids"].get("postgres", "")))
+    return table
+
+
+def what_next(mesh: Mesh) -> str:
+    """What to do now that it is ready."""
+    ready = mesh.ready()
     admin = ready["admin"]
-    table.caption = (
+    return (
         f"log in:  inferplane login{_mesh_option(ready)} --username {admin['username']}"
         f" --password-file {shlex.quote(admin['password_file'])}\n"
         f"logs:    {mesh.log.path if mesh.log else ''}\nCtrl-C stops everything."
     )
-    table.caption_justify = "left"
-    return table
 
 
 def _mesh_option(ready: dict[str, Any]) -> str:
