@@ -9,7 +9,8 @@ from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
 from inferplane.server import tasks as module
-from inferplane.server.tasks import Tasks
+from inferplane.server.auth.turns import Turns
+from inferplane.server.tasks import ContainedError, Tasks, start_task
 
 
 @pytest.fixture
@@ -149,3 +150,22 @@ async def test_repeated_work_is_done_soon_after_the_start_however_seldom_it_is_r
 
 def value(registry: CollectorRegistry, metric: str, task: str = "work") -> float | None:
     return registry.get_sample_value(f"inferplane_background_task_{metric}", {"task": task})
+
+
+@pytest.mark.parametrize("end", [SystemExit(3), KeyboardInterrupt()], ids=repr)
+async def test_what_would_end_the_process_fails_a_task_alone(end: BaseException) -> None:
+    async def work() -> None:
+        raise end
+
+    with pytest.raises(ContainedError):
+        await start_task(work())
+
+
+@pytest.mark.parametrize("end", [SystemExit(3), KeyboardInterrupt()], ids=repr)
+async def test_an_evaluation_that_would_end_the_process_fails_its_call_alone(end: BaseException) -> None:
+    def evaluate() -> None:
+        raise end
+
+    with pytest.raises(ContainedError):
+        await Turns().take("device", "alice", "ipv4:192.0.2.1", lambda: asyncio.to_thread(evaluate))
+    assert await Turns().take("device", "alice", "ipv4:192.0.2.1", lambda: asyncio.to_thread(lambda: 1)) == 1

@@ -2,14 +2,14 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from inferplane.server.backoff import Backoff
 
-__all__ = ["Tasks"]
+__all__ = ["ContainedError", "Tasks", "start_task"]
 
 log = structlog.get_logger()
 
@@ -19,6 +19,23 @@ FIRST_ROUND = 60.0
 """Seconds after the start at which seldom work is done at the latest, for processes that never run for long."""
 
 Work = Callable[[], Coroutine[Any, Any, None]]
+T = TypeVar("T")
+
+
+class ContainedError(Exception):
+    """SystemExit or KeyboardInterrupt was raised in a task; from a task of asyncio's they end the whole process."""
+
+
+def start_task(work: Coroutine[Any, Any, T], *, name: str | None = None) -> "asyncio.Task[T]":
+    """A task of its own for `work`; what would end the process fails the task alone, as ContainedError."""
+    return asyncio.create_task(_contained(work), name=name)
+
+
+async def _contained(work: Coroutine[Any, Any, T]) -> T:
+    try:
+        return await work
+    except (SystemExit, KeyboardInterrupt) as error:
+        raise ContainedError(repr(error)) from error
 
 
 class Tasks:

@@ -150,9 +150,12 @@ async def test_a_lost_grant_counts_even_for_a_known_request() -> None:
         assert await reason(plane.infer()) == (grpc.StatusCode.PERMISSION_DENIED, "PERMISSION_DENIED")
 
 
-async def test_an_error_that_nobody_foresaw_is_logged_under_the_calls_id(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("unforeseen", [ZeroDivisionError, SystemExit, KeyboardInterrupt])
+async def test_an_error_that_nobody_foresaw_is_logged_under_the_calls_id(
+    monkeypatch: pytest.MonkeyPatch, unforeseen: type[BaseException]
+) -> None:
     def broken(*_: Any) -> Any:
-        raise ZeroDivisionError
+        raise unforeseen
 
     async with data_plane() as plane:
         monkeypatch.setattr(routing, "read_answer", broken)
@@ -161,7 +164,7 @@ async def test_an_error_that_nobody_foresaw_is_logged_under_the_calls_id(monkeyp
         assert (error.code(), error.details()) == (grpc.StatusCode.INTERNAL, "internal error")
         request_id = dict(error.trailing_metadata())["inferplane-request-id"]
         assert [line["request_id"] for line in logs] == [request_id, request_id]
-        assert isinstance(logs[-1]["exc_info"], ZeroDivisionError)
+        assert isinstance(logs[-1]["exc_info"], unforeseen)
 
 
 async def test_a_failing_model_does_not_fill_the_log() -> None:

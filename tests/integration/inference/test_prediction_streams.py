@@ -182,11 +182,12 @@ async def test_parts_of_a_sequence_reach_triton_one_after_the_other() -> None:
         assert most == 1
 
 
+@pytest.mark.parametrize("unforeseen", [ZeroDivisionError, SystemExit, KeyboardInterrupt])
 async def test_a_request_that_nobody_foresaw_is_answered_by_an_error_and_the_next_ones_go_on(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, unforeseen: type[BaseException]
 ) -> None:
     def broken(body: bytes) -> Any:
-        raise ZeroDivisionError
+        raise unforeseen
 
     async with data_plane() as plane:
         call = await open_stream(plane)

@@ -9,6 +9,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from inferplane.auth.v1 import auth_service_pb2 as pb
 from inferplane.server.rpc import bodies
+from inferplane.server.rpc.arrivals import give_back_free_memory
 from tests.support.http2 import RawConnection, raw_connection
 from tests.support.mesh import error_info, failure, reason, until
 from tests.support.stand import WHO, bearer, running, who_am_i
@@ -59,6 +60,8 @@ async def test_many_small_bodies_that_come_slowly_are_all_answered() -> None:
 
 
 async def test_slow_bodies_that_hold_too_much_are_refused_and_others_served() -> None:
+    # What other tests have let go would be used again, and this process would not grow.
+    give_back_free_memory()
     async with (
         running(who_am_i(answer), slow_body_budget=32 * MIB) as server,
         raw_connection(server.address) as connection,

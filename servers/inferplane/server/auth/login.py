@@ -20,6 +20,7 @@ from inferplane.server.names import SESSION
 from inferplane.server.storage.audit import Actor
 from inferplane.server.storage.database import Database, works_for_nobody
 from inferplane.server.storage.unit_of_work import UnitOfWorkFactory
+from inferplane.server.tasks import start_task
 
 __all__ = ["Attempt", "LoginFlow", "SignedIn"]
 
@@ -125,7 +126,7 @@ class LoginFlow:
         """The public keys, as a JSON Web Key Set; at most JWKS_AGE seconds old: anybody may ask, and often."""
         if time.monotonic() > self._jwks_until:
             if self._fetching is None:
-                self._fetching = asyncio.create_task(self._fetch_jwks())
+                self._fetching = start_task(self._fetch_jwks())
             await asyncio.shield(self._fetching)
         return self._jwks
 

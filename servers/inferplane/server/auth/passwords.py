@@ -7,6 +7,8 @@ from typing import TypeVar
 from argon2 import Parameters, PasswordHasher, profiles
 from argon2.exceptions import InvalidHashError, VerificationError
 
+from inferplane.server.tasks import start_task
+
 __all__ = ["Passwords"]
 
 T = TypeVar("T")
@@ -48,7 +50,7 @@ class Passwords:
             self._under_way -= 1
 
         self._under_way += 1
-        work = asyncio.ensure_future(asyncio.to_thread(function, *arguments))
+        work = start_task(asyncio.to_thread(function, *arguments))
         work.add_done_callback(done)
         # A thread goes on where its caller has left, and so does what it holds.
         return await asyncio.shield(work)

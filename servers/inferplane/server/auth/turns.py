@@ -1,11 +1,12 @@
 """Turns at having a password evaluated, which costs 64 MiB and a tenth of a second: bounded, and shared fairly."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
 
 from inferplane.server.auth.devices import UNKNOWN
 from inferplane.server.fairness import FairGate
+from inferplane.server.tasks import start_task
 
 __all__ = ["Turns"]
 
@@ -41,14 +42,14 @@ class Turns:
             _FULL, capacity=KNOWN, each=KNOWN, waiting=KNOWN_WAITING, waiting_each=KNOWN_WAITING_EACH
         )
 
-    async def take(self, device: str, username: str, address: str, work: Callable[[], Awaitable[T]]) -> T:
+    async def take(self, device: str, username: str, address: str, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Do `work` when it is its turn; raises OVERLOADED where too many wait.
 
         The place is held until the work is done, even where its caller has left: a thread cannot be stopped.
         """
         gate, caller = (self._strangers, address) if device == UNKNOWN else (self._known, username)
         await gate.enter(caller, 1)
-        working = asyncio.ensure_future(work())
+        working = start_task(work())
 
         def done(work: "asyncio.Future[T]") -> None:
             gate.leave(caller, 1)

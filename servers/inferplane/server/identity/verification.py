@@ -17,6 +17,7 @@ from inferplane.server.access.principal import Principal
 from inferplane.server.errors import InferplaneError
 from inferplane.server.identity.workloads import LIFETIME, WORKLOAD_TOKEN_TYPE
 from inferplane.server.settings import ServiceName
+from inferplane.server.tasks import start_task
 
 __all__ = ["ACCESS_TOKEN_AUDIENCE", "ACCESS_TOKEN_TYPE", "JwksCache", "Verifier"]
 
@@ -53,7 +54,7 @@ class JwksCache:
         """The key of that id, or None; DEPENDENCY_UNAVAILABLE where it is not known and the last fetch failed."""
         if kid not in self._keys:
             if self._fetching is None and time.monotonic() - self._tried_at > REFETCH_INTERVAL:
-                self._fetching = asyncio.create_task(self._refresh())
+                self._fetching = start_task(self._refresh())
             if self._fetching is not None:
                 await asyncio.shield(self._fetching)
             if kid not in self._keys and self._failed:

@@ -12,6 +12,8 @@ from typing import Any
 import asyncpg
 import structlog
 
+from inferplane.server.tasks import start_task
+
 __all__ = ["Leadership"]
 
 log = structlog.get_logger()
@@ -79,7 +81,7 @@ async def _answers(connection: asyncpg.Connection) -> None:
 
 async def _first_to_end(*parts: Any) -> None:
     """Run all until one ends; cancel the others, wait for them, and raise what the first one raised."""
-    tasks = [asyncio.ensure_future(part) for part in parts]
+    tasks = [start_task(part) for part in parts]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in done:

@@ -21,6 +21,7 @@ from inferplane.server.inference.wire import length_prefixed
 from inferplane.server.rpc.bodies import BodyReader
 from inferplane.server.rpc.call import Call
 from inferplane.server.rpc.errors import public_message
+from inferplane.server.tasks import start_task
 
 __all__ = ["IN_FLIGHT", "PredictionStream"]
 
@@ -75,7 +76,7 @@ class PredictionStream:
 
     async def run(self) -> None:
         """Serve until the client has said its last and has been answered."""
-        sides = [asyncio.create_task(self._read()), asyncio.create_task(self._write())]
+        sides = [start_task(self._read()), start_task(self._write())]
         try:
             done, _ = await asyncio.wait(sides, return_when=asyncio.FIRST_EXCEPTION)
             for side in done:
@@ -96,7 +97,7 @@ class PredictionStream:
             if of_a_sequence and self._latest_part is not None:
                 # Nothing more is read meanwhile, so that what waits is one message.
                 await asyncio.wait([self._latest_part])
-            task = asyncio.create_task(self._answer(data))
+            task = start_task(self._answer(data))
             if of_a_sequence:
                 self._latest_part = task
             self._under_way.add(task)
@@ -123,7 +124,7 @@ class PredictionStream:
             answer = await self._forwarder.predict(self._call.principal, prediction_id, data)
         except InferplaneError as error:
             return _Reply(_refusal(error, data), 0)
-        except Exception:
+        except (Exception, SystemExit, KeyboardInterrupt):
             # One request that nobody foresaw must not end the others.
             log.exception("unhandled_exception", method=self._call.method.path, request_id=prediction_id)
             return _Reply(_refusal(InferplaneError(ErrorReason.ERROR_REASON_INTERNAL), data), 0)

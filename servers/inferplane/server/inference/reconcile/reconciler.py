@@ -20,6 +20,7 @@ from inferplane.server.inference.reconcile.loader import AwayError, LoadRefusedE
 from inferplane.server.inference.reconcile.plan import Action, Confirm, Load, Retries, Unload, key_of, plan
 from inferplane.server.inference.repository import DeploymentReader, DeploymentRepository
 from inferplane.server.storage.audit import Actor
+from inferplane.server.tasks import start_task
 
 if TYPE_CHECKING:
     from inferplane.server.inference.deployments import Deployment, State, VersionInfo
@@ -103,7 +104,7 @@ class Reconciler:
         await self._cancel(decided.cancel)
         for action in decided.start:
             name = action.deployment.name
-            task = asyncio.create_task(self._act(name, action), name=f"reconcile {name}")
+            task = start_task(self._act(name, action), name=f"reconcile {name}")
             self._running[name] = (action, task)
             task.add_done_callback(partial(self._ended, name))
 
