@@ -1,8 +1,12 @@
-"""Tracing by OpenTelemetry: exported where the standard `OTEL_EXPORTER_OTLP_*` variables say so, else off."""
+"""What is measured alike everywhere; and tracing by OpenTelemetry, exported where the standard
+`OTEL_EXPORTER_OTLP_*` variables say so, else off."""
 
 import os
 
-__all__ = ["configure_tracing"]
+__all__ = ["DURATION_BUCKETS", "configure_tracing"]
+
+DURATION_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+"""Upper bounds, in seconds, of the bins of all durations of calls."""
 
 
 def configure_tracing(service: str) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from inferplane.common.v1.errors_pb2 import ErrorReason
 from inferplane.inference.v1.tensor_pb2 import Tensor
 from inferplane.server.errors import InferplaneError, invalid_field
+from inferplane.server.inference.dataplane.request import MAX_FIELDS, MAX_HEAD
 from inferplane.server.inference.wire import LENGTH_DELIMITED, TooManyFieldsError, scan
 from inferplane.server.tensors import DATATYPES, NUMPY_TYPES, byte_elements
 
@@ -20,10 +21,8 @@ MAX_TYPED_BYTES = 128 << 10
 """Bytes of typed values in a request: they are for people, and each is a Python object on its way."""
 MAX_TYPED_ELEMENTS = 64 << 10
 """Values of a typed answer."""
-MAX_HEAD = 64 << 10
 MAX_RANK = 32
 MAX_ELEMENTS = 1 << 40
-MAX_PARTS = 4096
 _INPUTS, _RAW = 2, 4
 _TYPED = range(5, 10)
 
@@ -42,18 +41,18 @@ def check_typed_size(body: bytes) -> None:
     and all else are small. Raises MESSAGE_TOO_LARGE, INVALID_FIELD, MALFORMED_REQUEST."""
     typed = other = parts = 0
     try:
-        for field in scan(body, 0, len(body), MAX_PARTS):
+        for field in scan(body, 0, len(body), MAX_FIELDS):
             if field.number != _INPUTS or field.wire_type != LENGTH_DELIMITED:
                 other += field.end - field.tag
                 continue
-            inner = scan(body, field.start, field.end, MAX_PARTS - parts)
+            inner = scan(body, field.start, field.end, MAX_FIELDS - parts)
             parts += len(inner) + 1
             for part in inner:
                 size = part.end - part.tag
                 typed += size if part.number in _TYPED else 0
                 other += size if part.number not in _TYPED and part.number != _RAW else 0
     except TooManyFieldsError:
-        raise invalid_field("inputs", f"and all other parts of the request must be at most {MAX_PARTS}") from None
+        raise invalid_field("inputs", f"and all other parts of the request must be at most {MAX_FIELDS}") from None
     except ValueError:
         raise InferplaneError(ErrorReason.ERROR_REASON_MALFORMED_REQUEST) from None
     for what, size, most in (("typed values", typed, MAX_TYPED_BYTES), ("names and shapes", other, MAX_HEAD)):

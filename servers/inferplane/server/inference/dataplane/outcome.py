@@ -15,12 +15,12 @@ from inferplane.server.inference.records.labels import LabelSource
 from inferplane.server.inference.records.notes import Note, Notes
 from inferplane.server.log_pace import LogPace
 from inferplane.server.rpc.errors import reason_name, status_code
+from inferplane.server.telemetry import DURATION_BUCKETS
 
 __all__ = ["Outcomes"]
 
 log = structlog.get_logger("predictions")
 
-BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 LOGGED_A_SECOND = 10
 """Lines about calls that were refused, or that failed by their callers' fault: nobody must fill the disk with them."""
 FAILURES_LOGGED_A_SECOND = 100
@@ -55,7 +55,7 @@ class Outcomes:
         )
         self._latency = Histogram(
             "inferplane_prediction_duration_seconds", "Time per prediction that succeeded.", ("deployment",),
-            buckets=BUCKETS, registry=registry,
+            buckets=DURATION_BUCKETS, registry=registry,
         )  # fmt: skip
         self._succeeded: dict[str, tuple[Any, Any]] = {}
         self._pace = LogPace(LOGGED_A_SECOND)

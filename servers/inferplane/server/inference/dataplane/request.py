@@ -16,7 +16,16 @@ from inferplane.server.errors import InferplaneError, invalid_field
 from inferplane.server.inference.wire import LENGTH_DELIMITED, Field, TooManyFieldsError, scan
 from inferplane.server.tensors import ITEM_SIZES, Signature, TensorSpec, raw_fits
 
-__all__ = ["Envelope", "InferRequest", "check_request", "raw_positions", "read_envelope", "read_head"]
+__all__ = [
+    "MAX_FIELDS",
+    "MAX_HEAD",
+    "Envelope",
+    "InferRequest",
+    "check_request",
+    "raw_positions",
+    "read_envelope",
+    "read_head",
+]
 
 PARSED_WHOLE = 4 << 10
 """Messages of up to so many bytes cost little, whatever they hold, and are parsed at once."""
@@ -25,6 +34,7 @@ MAX_HEAD = 64 << 10
 MAX_TYPED_CONTENTS = 1 << 20
 """Bytes of typed contents. They are for people; programs send raw ones, which are not parsed."""
 MAX_FIELDS = 4096
+"""Parts of a request, on all its levels."""
 
 MAX_PARAMETERS = 32
 _NAME, _PARAMETERS, _INPUTS, _OUTPUTS, _RAW = 1, 4, 5, 6, 7

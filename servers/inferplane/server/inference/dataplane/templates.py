@@ -10,7 +10,7 @@ __all__ = ["Templates"]
 
 FoundT = TypeVar("FoundT")
 
-MAX_HEAD = 1 << 10
+LONGEST = 1 << 10
 MAX_OF_A_LENGTH = 16
 """They are compared one after the other."""
 
@@ -40,7 +40,7 @@ class Templates(Generic[FoundT]):
 
     def remember(self, data: bytes, contents: list[tuple[int, int]], found: FoundT) -> None:
         """Remember what was found of `data`, whose contents are at these positions, in order."""
-        if not contents or len(data) - sum(end - start for start, end in contents) > MAX_HEAD:
+        if not contents or len(data) - sum(end - start for start, end in contents) > LONGEST:
             return
         if self._count >= self._most:
             self._by_length.clear()

@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from inferplane.server.access.principal import ANONYMOUS
 from inferplane.server.log_pace import LogPace
 from inferplane.server.rpc.call import Call
+from inferplane.server.telemetry import DURATION_BUCKETS
 
 __all__ = ["Observation"]
 
@@ -18,7 +19,6 @@ log = structlog.get_logger("access")
 _QUIET = ("/grpc.health.v1.Health/", "/grpc.reflection.")
 STRANGERS_LOGGED_A_SECOND = 50
 """Lines about calls whose caller is not known: they must not push all others out of the log."""
-BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 
 class Observation:
@@ -28,7 +28,7 @@ class Observation:
         labels = ("service", "method")
         self._calls = Counter("inferplane_rpc_calls", "Calls that ended.", (*labels, "code"), registry=registry)
         self._duration = Histogram(
-            "inferplane_rpc_duration_seconds", "Time per call.", labels, buckets=BUCKETS, registry=registry
+            "inferplane_rpc_duration_seconds", "Time per call.", labels, buckets=DURATION_BUCKETS, registry=registry
         )
         self._pace = LogPace(STRANGERS_LOGGED_A_SECOND)
         self._in_progress = Gauge("inferplane_rpc_in_progress", "Calls running.", labels, registry=registry)
