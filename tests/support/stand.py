@@ -10,10 +10,12 @@ from prometheus_client import CollectorRegistry
 from tritonclient.grpc import service_pb2
 
 from inferplane.auth.v1 import auth_service_pb2 as pb
+from inferplane.common.v1.errors_pb2 import ErrorReason
 from inferplane.inference.v1.inference_service_pb2_grpc import add_InferenceServiceServicer_to_server
 from inferplane.server.access.admission import Admission
 from inferplane.server.access.principal import Principal
 from inferplane.server.access.snapshot import EMPTY, GrantRow, PolicySnapshot, Route, Target, compile_snapshot
+from inferplane.server.errors import InferplaneError
 from inferplane.server.identity.verification import Verifier
 from inferplane.server.inference.dataplane.forwarder import Forwarder, Window
 from inferplane.server.inference.dataplane.handlers import fused_handlers
@@ -34,11 +36,12 @@ INFER = f"/{SERVICE}/ModelInfer"
 STREAM = f"/{SERVICE}/ModelStreamInfer"
 PREDICT = "/inferplane.inference.v1.InferenceService/Predict"
 LIMIT = 64 << 20
+FORGED = "forged"
 
 
 class AnyToken(Verifier):
     """Takes `Bearer NAME` as proof of being the user NAME, in the session `sessions/NAME`, until `expires_at` (seconds
-    since the epoch)."""
+    since the epoch). `FORGED` is a token that proves nothing."""
 
     def __init__(self) -> None:
         """Needs no keys."""
@@ -48,6 +51,8 @@ class AnyToken(Verifier):
         return None
 
     async def verify(self, token: str) -> Principal:
+        if token == FORGED:
+            raise InferplaneError(ErrorReason.ERROR_REASON_CREDENTIALS_INVALID)
         return Principal(f"users/{token}", f"sessions/{token}", expires_at=self.expires_at)
 
 

@@ -1,5 +1,6 @@
 """What Triton answers is checked before it is believed, and recorded as what it is."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -42,6 +43,23 @@ async def test_an_answer_that_does_not_fit_is_the_models_failure(unfit: str) -> 
         error = await failure(plane.infer())
         assert (error.code(), error_info(error).reason) == (grpc.StatusCode.INTERNAL, "INFERENCE_FAILED")
         assert [note.status_code for note in plane.notes.batch()] == [0, 13]
+
+
+@pytest.mark.parametrize("shape", [[1, 4], [3], [2, 3], [0, 3], [-1, 3], [1, -3]])
+async def test_an_answer_keeps_to_the_dimensions_that_are_fixed(shape: list[int]) -> None:
+    signature = Signature((TensorSpec("x", "FP32", (-1,)),), (TensorSpec("y", "FP32", (1, 3)),))
+
+    def shaped(request: service_pb2.ModelInferRequest) -> service_pb2.ModelInferResponse:
+        answer = echo(request)
+        answer.outputs[0].shape[:] = shape
+        answer.raw_output_contents[0] = bytes(4 * abs(math.prod(shape)))
+        return answer
+
+    async with data_plane([Route("m", target(signature=signature), ready=True)]) as plane:
+        plane.triton.answer = shaped
+        assert await reason(plane.infer()) == (grpc.StatusCode.INTERNAL, "INFERENCE_FAILED")
+        shape[:] = [1, 3]
+        await plane.infer()
 
 
 async def test_bytes_that_are_no_answer_are_the_models_failure() -> None:

@@ -10,12 +10,13 @@ import pytest
 from structlog.testing import capture_logs
 from tritonclient.grpc import service_pb2
 
+from inferplane.inference.v1.inference_service_pb2 import PredictRequest
 from inferplane.server.access.principal import Principal
 from inferplane.server.access.snapshot import GrantRow, Route
 from inferplane.server.errors import InferplaneError, invalid_field
 from inferplane.server.inference.dataplane import outcome, routing
 from tests.support.mesh import failure, reason, until
-from tests.support.stand import INFER, DataPlane, data_plane, infer_request, target
+from tests.support.stand import FORGED, INFER, PREDICT, STREAM, DataPlane, data_plane, infer_request, target
 
 REFUSED = "inferplane_predictions_refused_total"
 PREDICTIONS = "inferplane_predictions_total"
@@ -26,8 +27,17 @@ async def without_token(plane: DataPlane) -> Any:
     return await method(infer_request().SerializeToString())
 
 
+async def stream_without_token(plane: DataPlane) -> Any:
+    method: Any = plane.channel.stream_stream(STREAM)
+    return [answer async for answer in method(iter([infer_request().SerializeToString()]))]
+
+
 REFUSALS: dict[str, tuple[Any, str]] = {
     "no token": (without_token, "CREDENTIALS_MISSING"),
+    "forged token": (lambda plane: plane.infer(user=FORGED), "CREDENTIALS_INVALID"),
+    "stream without a token": (stream_without_token, "CREDENTIALS_MISSING"),
+    "stream with a forged token": (lambda plane: plane.stream(FORGED), "CREDENTIALS_INVALID"),
+    "stream without a grant": (lambda plane: plane.stream("eve"), "PERMISSION_DENIED"),
     "no grant": (lambda plane: plane.infer(user="eve"), "PERMISSION_DENIED"),
     "malformed": (lambda plane: plane.infer(b"\xff\xff"), "MALFORMED_REQUEST"),
     "no such deployment": (lambda plane: plane.infer(infer_request("other")), "DEPLOYMENT_NOT_FOUND"),
@@ -47,6 +57,40 @@ async def test_a_refused_call_is_counted_and_logged_with_its_id_and_not_recorded
         assert len(plane.notes) == 0
 
 
+@pytest.mark.parametrize(
+    ("refused", "why"),
+    [
+        (infer_request("other"), "DEPLOYMENT_NOT_FOUND"),
+        (infer_request("../m"), "INVALID_FIELD"),
+        (b"\xff\xff", "MALFORMED_REQUEST"),
+        (infer_request("theirs"), "PERMISSION_DENIED"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+async def test_a_refused_message_of_a_stream_is_counted_and_logged_and_not_recorded(refused: Any, why: str) -> None:
+    async with data_plane() as plane:
+        plane.grants[:] = [GrantRow("users/alice", "caller", name) for name in ("m", "other")]
+        call = plane.stream()
+        with capture_logs() as logs:
+            await call.write(refused if isinstance(refused, bytes) else refused.SerializeToString())
+            await call.read()
+            call.cancel()
+        assert plane.count(REFUSED, reason=why) == 1
+        lines = [line for line in logs if line["event"] == "prediction_refused"]
+        assert [(line["reason"], line["caller"]) for line in lines] == [(why, "users/alice")]
+        assert len(plane.notes) == 0
+
+
+async def test_a_refused_typed_prediction_is_counted_and_logged_and_not_recorded() -> None:
+    request = PredictRequest(deployment="deployments/other")
+    async with data_plane() as plane:
+        with capture_logs() as logs:
+            assert (await reason(plane.call(request.SerializeToString(), PREDICT)))[1] == "DEPLOYMENT_NOT_FOUND"
+        assert plane.count(REFUSED, reason="DEPLOYMENT_NOT_FOUND") == 1
+        assert [line["reason"] for line in logs if line["event"] == "prediction_refused"] == ["DEPLOYMENT_NOT_FOUND"]
+        assert len(plane.notes) == 0
+
+
 async def test_the_line_about_a_stranger_names_the_address() -> None:
     async with data_plane() as plane:
         with capture_logs() as logs:
@@ -63,7 +107,7 @@ async def test_refusals_are_logged_at_a_bounded_rate_and_all_counted() -> None:
                 await failure(plane.infer(user="eve"))
             seconds = asyncio.get_running_loop().time() - began
         assert plane.count(REFUSED, reason="PERMISSION_DENIED") == calls
-        assert len(logs) <= outcome.LOGGED_A_SECOND * (seconds + 2)
+        assert outcome.LOGGED_A_SECOND <= len(logs) <= outcome.LOGGED_A_SECOND * (seconds + 2)
 
 
 async def test_a_call_that_failed_is_logged_with_its_deployment_counted_and_recorded() -> None:
@@ -175,7 +219,8 @@ async def test_a_failing_model_does_not_fill_the_log() -> None:
             for _ in range(3 * outcome.FAILURES_LOGGED_A_SECOND):
                 await failure(plane.infer())
             seconds = asyncio.get_running_loop().time() - began
-        assert len(logs) <= outcome.FAILURES_LOGGED_A_SECOND * (seconds + 2)
+        logged, limit = len(logs), outcome.FAILURES_LOGGED_A_SECOND
+        assert limit <= logged <= limit * (seconds + 2)
 
 
 async def test_a_typed_exchange_has_one_outcome_whatever_side_of_it_fails() -> None:

@@ -1,6 +1,7 @@
 """Streams of predictions: as Triton answers them, and no longer than their callers may."""
 
 import asyncio
+import random
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -248,6 +249,27 @@ async def test_a_client_that_leaves_leaves_nothing_running() -> None:
 async def messages(count: int) -> AsyncIterator[bytes]:
     for number in range(count):
         yield infer_request(id=str(number)).SerializeToString()
+
+
+@pytest.mark.parametrize("seed", range(20))
+async def test_each_request_of_a_stream_is_answered_once_and_in_order_wherever_a_bad_one_stands(seed: int) -> None:
+    chance = random.Random(seed)  # noqa: S311 - not for secrets
+    bad = dict.fromkeys(chance.sample(range(1, 39), 3), b"\xff\xff")
+
+    async def after_a_while(request: service_pb2.ModelInferRequest) -> Any:
+        await asyncio.sleep(chance.random() / 100)
+        return grpc.StatusCode.INTERNAL if request.id in failing else echo(request)
+
+    failing = {str(number) for number in range(40) if number not in bad and chance.random() < 0.1}
+    async with data_plane() as plane:
+        plane.triton.answer = after_a_while
+        answers = await exchange(plane, *(bad.get(number) or infer_request(id=str(number)) for number in range(40)))
+        assert [number for number, answer in enumerate(answers) if answer.error_message] == sorted(
+            [*bad, *map(int, failing)]
+        )
+        said = [answer.infer_response.id for answer in answers]
+        assert said == ["" if number in bad else str(number) for number in range(40)]
+        assert len(plane.notes) == 40 - len(bad)
 
 
 async def test_no_answer_is_lost_where_the_client_stops_writing_at_once() -> None:

@@ -6,11 +6,12 @@ from typing import Any
 
 import grpc
 import pytest
+from google.rpc import error_details_pb2
 
 from inferplane.server.access.snapshot import Route
 from inferplane.server.inference.dataplane import given_up
 from inferplane.server.inference.dataplane.forwarder import CALL_COST, Window
-from tests.support.mesh import error_info, failure, until
+from tests.support.mesh import detail, error_info, failure, until
 from tests.support.stand import data_plane, echo, infer_request, target
 
 SMALL = Window(capacity=8 * CALL_COST, each=4 * (CALL_COST + 100), waiting=40 * CALL_COST, waiting_each=20 * CALL_COST)
@@ -50,6 +51,11 @@ async def test_beyond_what_may_wait_a_call_is_refused_at_once_and_told_when_to_c
         refused = [call.result() for call in calls if call.done()]
         assert all(isinstance(error, grpc.aio.AioRpcError) for error in refused)
         assert {error_info(error).reason for error in refused} == {"OVERLOADED"}
+        async with asyncio.timeout(1):
+            one_more = await failure(plane.infer())
+        come_back = error_details_pb2.RetryInfo()
+        assert detail(one_more, come_back)
+        assert 0 < come_back.retry_delay.ToTimedelta().total_seconds() <= 5
         held.go.set()
         await asyncio.gather(*calls)
 

@@ -4,8 +4,10 @@ import asyncio
 
 import pytest
 from prometheus_client import CollectorRegistry
+from structlog.testing import capture_logs
 
 from inferplane.server.access.snapshot import Target
+from inferplane.server.inference.records import notes
 from inferplane.server.inference.records.delivery import Delivery
 from inferplane.server.inference.records.labels import LabelSource
 from inferplane.server.inference.records.notes import BATCH, Note, Notes
@@ -119,3 +121,18 @@ async def test_few_notes_of_many_labels_are_bounded_too() -> None:
         records.notes.take(note(number)._replace(labels=large))
     assert len(records.notes) == 1
     assert registry.get_sample_value("inferplane_prediction_records_dropped_total") == 2
+
+
+async def test_notes_that_are_dropped_are_logged_with_their_number_once_in_a_while(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(notes, "MAX_NOTES", 10)
+    records, _, registry = make()
+    with capture_logs() as logs:
+        for number in range(15):
+            records.notes.take(note(number))
+        monkeypatch.setattr(notes, "DROP_LOG_INTERVAL", 0)
+        records.notes.take(note(15))
+    assert registry.get_sample_value("inferplane_prediction_records_dropped_total") == 6
+    assert [(line["event"], line["log_level"]) for line in logs] == [("prediction_records_dropped", "error")] * 2
+    assert [line["count"] for line in logs] == [1, 5]
