@@ -13,9 +13,9 @@ from inferplane.auth.v1 import auth_service_pb2 as pb
 from inferplane.common.v1.errors_pb2 import ErrorReason
 from inferplane.inference.v1.inference_service_pb2_grpc import add_InferenceServiceServicer_to_server
 from inferplane.server.access.admission import Admission
-from inferplane.server.access.principal import Principal
 from inferplane.server.access.snapshot import EMPTY, GrantRow, PolicySnapshot, Route, Target, compile_snapshot
 from inferplane.server.errors import InferplaneError
+from inferplane.server.identity.principal import Principal
 from inferplane.server.identity.verification import Verifier
 from inferplane.server.inference.dataplane.forwarder import Forwarder, Window
 from inferplane.server.inference.dataplane.handlers import fused_handlers

@@ -11,9 +11,9 @@ from structlog.testing import capture_logs
 from tritonclient.grpc import service_pb2
 
 from inferplane.inference.v1.inference_service_pb2 import PredictRequest
-from inferplane.server.access.principal import Principal
 from inferplane.server.access.snapshot import GrantRow, Route
 from inferplane.server.errors import InferplaneError, invalid_field
+from inferplane.server.identity.principal import Principal
 from inferplane.server.inference.dataplane import outcome, routing
 from tests.support.mesh import failure, reason, until
 from tests.support.stand import FORGED, INFER, PREDICT, STREAM, DataPlane, data_plane, infer_request, target

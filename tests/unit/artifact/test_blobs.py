@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from obstore.store import MemoryStore
 
 from inferplane.common.v1.errors_pb2 import ErrorReason
-from inferplane.server.access.principal import Principal
 from inferplane.server.artifact import blobs
 from inferplane.server.artifact.blobs import Blob, BlobReader, Chunk, stream
 from inferplane.server.artifact.chunk_store import chunk_digest
 from inferplane.server.artifact.object_chunk_store import ObjectChunkStore
 from inferplane.server.artifact.slots import Slots
 from inferplane.server.errors import InferplaneError
+from inferplane.server.identity.principal import Principal
 
 ALICE, INFERENCE = Principal("users/alice"), Principal("workloads/inference")
 

@@ -8,9 +8,9 @@ from prometheus_client import CollectorRegistry
 from tritonclient.grpc import service_pb2
 
 from inferplane.server.access.admission import Admission
-from inferplane.server.access.principal import Principal
 from inferplane.server.access.snapshot import GrantRow, Route, Target, compile_snapshot
 from inferplane.server.errors import InferplaneError
+from inferplane.server.identity.principal import Principal
 from inferplane.server.identity.verification import Verifier
 from inferplane.server.inference.dataplane.forwarder import Forwarder
 from inferplane.server.inference.dataplane.outcome import Outcomes

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from inferplane.common.v1.access_pb2 import AccessRule
-from inferplane.server.access.principal import Principal
 from inferplane.server.errors import InferplaneError
+from inferplane.server.identity.principal import Principal
 from inferplane.server.rpc import arrivals as module
 from inferplane.server.rpc.arrivals import LOOK_INTERVAL, Arrivals
 from inferplane.server.rpc.methods import Method

@@ -1,1 +1,1 @@
-"""Who calls and what they may: principals, roles and grants, compiled from the tables into an immutable snapshot."""
+"""What callers may: roles and grants, compiled from the tables into an immutable snapshot, and each decision."""

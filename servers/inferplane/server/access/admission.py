@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable
 from inferplane.common.v1.access_pb2 import Permission
 from inferplane.common.v1.errors_pb2 import ErrorReason
 from inferplane.server.access.credentials import bearer_token
-from inferplane.server.access.principal import Principal
 from inferplane.server.access.snapshot import PolicySnapshot
 from inferplane.server.errors import InferplaneError
+from inferplane.server.identity.principal import Principal
 from inferplane.server.identity.verification import Verifier
 
 __all__ = ["Admission", "denied"]

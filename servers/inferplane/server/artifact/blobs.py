@@ -7,10 +7,10 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 from inferplane.common.v1.errors_pb2 import ErrorReason
-from inferplane.server.access.principal import Principal
 from inferplane.server.artifact.chunk_store import ChunkStore
 from inferplane.server.artifact.slots import Slots
 from inferplane.server.errors import InferplaneError
+from inferplane.server.identity.principal import Principal
 
 __all__ = ["Blob", "BlobReader", "Chunk", "stream", "total_size", "whole_digest"]
 

@@ -1,1 +1,1 @@
-"""Keys and tokens: those of the installation's own workloads, and the verification of everybody's."""
+"""Who somebody is: principals, keys and tokens of the installation's own workloads, verification of everybody's."""

@@ -13,8 +13,8 @@ from joserfc.errors import JoseError
 from joserfc.jwk import KeySet
 
 from inferplane.common.v1.errors_pb2 import ErrorReason
-from inferplane.server.access.principal import Principal
 from inferplane.server.errors import InferplaneError
+from inferplane.server.identity.principal import Principal
 from inferplane.server.identity.workloads import LIFETIME, WORKLOAD_TOKEN_TYPE
 from inferplane.server.settings import ServiceName
 from inferplane.server.tasks import start_task

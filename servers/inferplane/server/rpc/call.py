@@ -9,8 +9,8 @@ from typing import Any, TypeAlias
 import grpc
 from google.protobuf.message import Message
 
-from inferplane.server.access.principal import ANONYMOUS, Principal
 from inferplane.server.errors import InferplaneError
+from inferplane.server.identity.principal import ANONYMOUS, Principal
 from inferplane.server.ids import uuid7_text
 from inferplane.server.rpc.methods import Method
 from inferplane.server.rpc.peers import address_of

@@ -9,10 +9,10 @@ import grpc
 
 from inferplane.common.v1.errors_pb2 import ErrorReason
 from inferplane.server.access.admission import Admission
-from inferplane.server.access.principal import Principal
 from inferplane.server.access.snapshot import Route
 from inferplane.server.errors import InferplaneError
 from inferplane.server.fairness import FairGate
+from inferplane.server.identity.principal import Principal
 from inferplane.server.inference.dataplane.answer import Answer, Output
 from inferplane.server.inference.dataplane.attempt import Attempt
 from inferplane.server.inference.dataplane.given_up import GivenUpCalls

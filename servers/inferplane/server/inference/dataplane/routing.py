@@ -9,9 +9,9 @@ from dataclasses import replace
 from inferplane.common.v1.access_pb2 import Permission
 from inferplane.common.v1.errors_pb2 import ErrorReason
 from inferplane.server.access.admission import Admission
-from inferplane.server.access.principal import Principal
 from inferplane.server.access.snapshot import Route, Target
 from inferplane.server.errors import InferplaneError, invalid_field
+from inferplane.server.identity.principal import Principal
 from inferplane.server.inference.dataplane.answer import Answer, Output, UnfitAnswerError, read_answer
 from inferplane.server.inference.dataplane.attempt import Attempt
 from inferplane.server.inference.dataplane.request import (

@@ -11,9 +11,9 @@ from google.protobuf.message import Message
 from inferplane.common.v1.access_pb2 import PermissionRule
 from inferplane.common.v1.errors_pb2 import ErrorReason
 from inferplane.server.access.admission import Admission, denied
-from inferplane.server.access.principal import Principal
 from inferplane.server.access.snapshot import INSTALLATION
 from inferplane.server.errors import InferplaneError, invalid_field
+from inferplane.server.identity.principal import Principal
 from inferplane.server.names import governed_name
 from inferplane.server.rpc.call import Call
 from inferplane.server.rpc.pipeline import Interceptor

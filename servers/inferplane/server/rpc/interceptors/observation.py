@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from inferplane.server.access.principal import ANONYMOUS
+from inferplane.server.identity.principal import ANONYMOUS
 from inferplane.server.log_pace import LogPace
 from inferplane.server.rpc.call import Call
 from inferplane.server.telemetry import DURATION_BUCKETS
