@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BeforeValidator
 from inferplane.server.limits import MAX_CLIENT_REQUEST_ID
 
 __all__ = [
-    "ALIAS", "DEPLOYMENT", "GRANT", "MODEL", "SESSION", "UPLOAD", "USER", "VERSION",
+    "ALIAS", "DEPLOYMENT", "GRANT", "MODEL", "SESSION", "UPLOAD", "USER", "VERSION", "WORKLOAD",
     "AliasName", "AliasRef", "ClientRequestId", "DeploymentId", "DeploymentRef", "Digest", "GrantRef", "ModelId",
     "ModelRef", "ResourcePattern", "Scope", "SubjectName", "UploadName", "UploadRef", "UserId", "VersionName",
     "VersionOrAliasRef", "VersionRef", "client_request_id", "deployment_id", "digest", "governed_name", "version_name",
@@ -28,6 +28,7 @@ SEGMENTS = {
     "grant": UUID_TEXT,
     "session": UUID_TEXT,
     "upload": UUID_TEXT,
+    "workload": r"[a-z]+",
 }
 
 
@@ -68,6 +69,7 @@ DEPLOYMENT = ResourcePattern("deployments/{deployment}")
 USER = ResourcePattern("users/{user}")
 GRANT = ResourcePattern("grants/{grant}")
 SESSION = ResourcePattern("sessions/{session}")
+WORKLOAD = ResourcePattern("workloads/{workload}")
 
 
 class VersionName(NamedTuple):

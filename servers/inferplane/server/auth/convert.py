@@ -4,6 +4,7 @@ from inferplane.auth.v1 import grant_pb2, session_pb2, user_pb2
 from inferplane.server.auth.identities import Grant, User
 from inferplane.server.auth.sessions import Session
 from inferplane.server.auth.tokens import AccessToken
+from inferplane.server.names import GRANT, USER
 from inferplane.server.timestamps import timestamp
 
 __all__ = ["grant_message", "token_pair", "user_message"]
@@ -11,13 +12,13 @@ __all__ = ["grant_message", "token_pair", "user_message"]
 
 def user_message(user: User) -> user_pb2.User:
     """A user."""
-    return user_pb2.User(name=f"users/{user.username}", create_time=timestamp(user.created_at))
+    return user_pb2.User(name=USER.format(user.username), create_time=timestamp(user.created_at))
 
 
 def grant_message(grant: Grant) -> grant_pb2.Grant:
     """A grant."""
     return grant_pb2.Grant(
-        name=f"grants/{grant.id}",
+        name=GRANT.format(grant.id),
         subject=grant.subject,
         role=grant.role,
         scope=grant.scope,

@@ -4,6 +4,7 @@ from inferplane.server.auth.identities import Identities, NewUser
 from inferplane.server.auth.passwords import Passwords
 from inferplane.server.auth.repository import AuthRepository
 from inferplane.server.keys import MasterKey
+from inferplane.server.names import USER
 from inferplane.server.settings import ServiceName, Settings
 from inferplane.server.storage.audit import Actor
 from inferplane.server.storage.database import Database
@@ -31,7 +32,7 @@ async def create_first_admin(settings: Settings, username: str, password: str) -
             if await store.count_admins():
                 return False
             await identities.create_user(store, new, password_hash)
-            await identities.grant_role(store, f"users/{username}", "admin", "*", INSTALLER.subject)
+            await identities.grant_role(store, USER.format(username), "admin", "*", INSTALLER.subject)
             await unit.commit()
         return True
     finally:

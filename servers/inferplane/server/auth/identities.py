@@ -11,7 +11,7 @@ from inferplane.common.v1.errors_pb2 import ErrorReason
 from inferplane.server.auth.passwords import Passwords
 from inferplane.server.errors import FieldViolation, InferplaneError
 from inferplane.server.ids import now, uuid7
-from inferplane.server.names import USER_ID
+from inferplane.server.names import GRANT, USER, USER_ID
 from inferplane.server.storage.audit import Changed
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class Identities:
         user = User(new.username, now())
         if not await store.add_user(user, password_hash):
             raise InferplaneError(ErrorReason.ERROR_REASON_USER_EXISTS, user=user.username)
-        store.record("user.create", f"users/{user.username}")
+        store.record("user.create", USER.format(user.username))
         return user
 
     async def grant_role(self, store: "AuthRepository", subject: str, role: str, scope: str, creator: str) -> Grant:
@@ -87,7 +87,7 @@ class Identities:
         if not await store.user_exists(username):
             raise InferplaneError(ErrorReason.ERROR_REASON_USER_NOT_FOUND, user=username)
         grant = await store.add_grant(Grant(uuid7(), subject, role, scope, now(), creator))
-        store.record("grant.add", f"grants/{grant.id}", subject=subject, role=role, scope=scope)
+        store.record("grant.add", GRANT.format(grant.id), subject=subject, role=role, scope=scope)
         return grant
 
     async def revoke_grant(self, store: "AuthRepository", grant_id: UUID) -> None:
@@ -100,4 +100,4 @@ class Identities:
         await store.delete_grant(grant_id)
         held = {"subject": grant.subject, "role": grant.role, "scope": grant.scope}
         gone = {name: Changed(value, None) for name, value in held.items()}
-        store.record("grant.remove", f"grants/{grant_id}", **gone)
+        store.record("grant.remove", GRANT.format(grant_id), **gone)

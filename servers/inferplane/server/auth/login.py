@@ -16,7 +16,8 @@ from inferplane.server.auth.tokens import AccessToken, SigningKeys, TokenIssuer,
 from inferplane.server.auth.turns import Turns
 from inferplane.server.errors import InferplaneError
 from inferplane.server.ids import now
-from inferplane.server.names import SESSION
+from inferplane.server.names import SESSION, USER, WORKLOAD
+from inferplane.server.settings import ServiceName
 from inferplane.server.storage.audit import Actor
 from inferplane.server.storage.database import Database, works_for_nobody
 from inferplane.server.storage.unit_of_work import UnitOfWorkFactory
@@ -24,7 +25,7 @@ from inferplane.server.tasks import start_task
 
 __all__ = ["Attempt", "LoginFlow", "SignedIn"]
 
-AUTH = Actor("workloads/auth")
+AUTH = Actor(WORKLOAD.format(ServiceName.AUTH))
 JWKS_AGE = 2.0
 """Seconds; no verifier asks for an unknown key more often."""
 
@@ -85,7 +86,7 @@ class LoginFlow:
         async with self._database.transaction() as connection:
             reader = AuthReader(connection)
             encoded = await reader.password_hash(username)
-            resource = "users" if encoded is None else f"users/{username}"
+            resource = "users" if encoded is None else USER.format(username)
             refused = await guesses.charge(reader, username, device)
             if refused is not None:
                 await reader.count_failed_sign_in(resource, now(), refused=1)

@@ -9,6 +9,7 @@ from inferplane.common.v1.errors_pb2 import ErrorReason
 from inferplane.server.auth.refresh_tokens import new_token, open_successor, seal_successor, token_hash
 from inferplane.server.errors import InferplaneError
 from inferplane.server.ids import now, uuid7
+from inferplane.server.names import SESSION
 
 if TYPE_CHECKING:
     from inferplane.server.auth.repository import AuthRepository
@@ -58,7 +59,7 @@ class Sessions:
         session = self._from_now(uuid7(), username, new_token())
         await store.add_session(session, now())
         await store.add_refresh_token(token_hash(session.refresh_token), session.id, now())
-        store.record("session.open", f"sessions/{session.id}", user=username)
+        store.record("session.open", SESSION.format(session.id), user=username)
         return session
 
     async def refresh(self, store: "AuthRepository", refresh_token: str) -> Session | InferplaneError:
@@ -78,13 +79,13 @@ class Sessions:
         if successor is not None:
             return await self._go_on(store, row, successor, "session.refresh_repeated")
         await store.end_session(row.session_id, now())
-        store.record("session.refresh_token_reused", f"sessions/{row.session_id}", user=row.username)
+        store.record("session.refresh_token_reused", SESSION.format(row.session_id), user=row.username)
         return InferplaneError(ErrorReason.ERROR_REASON_REFRESH_TOKEN_REUSED)
 
     async def end(self, store: "AuthRepository", session_id: UUID) -> None:
         """End a session, and with it its access tokens; one that has ended stays so."""
         await store.end_session(session_id, now())
-        store.record("session.end", f"sessions/{session_id}")
+        store.record("session.end", SESSION.format(session_id))
 
     async def _rotate(self, store: "AuthRepository", row: RefreshRow, refresh_token: str) -> Session:
         successor = new_token()
@@ -103,7 +104,7 @@ class Sessions:
     async def _go_on(self, store: "AuthRepository", row: RefreshRow, refresh_token: str, action: str) -> Session:
         session = self._from_now(row.session_id, row.username, refresh_token)
         await store.prolong_session(session)
-        store.record(action, f"sessions/{session.id}", user=session.username)
+        store.record(action, SESSION.format(session.id), user=session.username)
         return session
 
     def _from_now(self, session_id: UUID, username: str, refresh_token: str) -> Session:

@@ -15,6 +15,7 @@ from joserfc.jwk import ECKey, KeySet
 
 from inferplane.server.identity.verification import ACCESS_TOKEN_AUDIENCE, ACCESS_TOKEN_TYPE, ISSUER
 from inferplane.server.ids import now, uuid7
+from inferplane.server.names import SESSION, USER
 
 __all__ = ["AccessToken", "SealedKey", "SigningKeys", "TokenIssuer"]
 
@@ -77,8 +78,8 @@ class TokenIssuer:
         claims: dict[str, str | int] = {
             "iss": ISSUER,
             "aud": ACCESS_TOKEN_AUDIENCE,
-            "sub": f"users/{username}",
-            "sid": f"sessions/{session_id}",
+            "sub": USER.format(username),
+            "sid": SESSION.format(session_id),
             "client_id": "inferplane",
             "iat": int(issued.timestamp()),
             "exp": int(expires.timestamp()),

@@ -16,6 +16,7 @@ from inferplane.common.v1.errors_pb2 import ErrorReason
 from inferplane.server.errors import InferplaneError
 from inferplane.server.identity.principal import Principal
 from inferplane.server.identity.workloads import LIFETIME, WORKLOAD_TOKEN_TYPE
+from inferplane.server.names import WORKLOAD
 from inferplane.server.settings import ServiceName
 from inferplane.server.tasks import start_task
 
@@ -84,7 +85,7 @@ class Verifier:
     def __init__(self, jwks: JwksCache, workloads: KeySet, service: ServiceName) -> None:
         self._jwks = jwks
         self._workloads = {str(key.kid): key for key in workloads.keys}
-        self._audience = f"workloads/{service}"
+        self._audience = WORKLOAD.format(service)
         self._known: dict[str, tuple[Principal, float]] = {}
 
     def remembered(self, token: str) -> Principal | None:

@@ -10,6 +10,7 @@ from joserfc.jwk import ECKey, KeySet
 
 from inferplane.server.files import write_private
 from inferplane.server.ids import uuid7
+from inferplane.server.names import WORKLOAD
 from inferplane.server.settings import ServiceName
 
 __all__ = ["WORKLOAD_TOKEN_TYPE", "WorkloadSigner", "ensure_workload_keys", "load_workload_keys"]
@@ -35,7 +36,7 @@ def ensure_workload_keys(directory: Path) -> None:
 
 def _load(directory: Path, service: ServiceName) -> ECKey:
     key = ECKey.import_key(json.loads((directory / f"{service}.jwk").read_bytes()))
-    return ECKey.import_key({**key.as_dict(private=True), "kid": f"workloads/{service}"})
+    return ECKey.import_key({**key.as_dict(private=True), "kid": WORKLOAD.format(service)})
 
 
 def load_workload_keys(directory: Path) -> KeySet:
@@ -48,7 +49,7 @@ class WorkloadSigner:
 
     def __init__(self, directory: Path, service: ServiceName) -> None:
         self._key = _load(directory, service)
-        self._subject = f"workloads/{service}"
+        self._subject = WORKLOAD.format(service)
         self._tokens: dict[tuple[str, str], tuple[float, str]] = {}
 
     def metadata(self, audience: ServiceName, on_behalf_of: str = "") -> list[tuple[str, str]]:
@@ -72,7 +73,7 @@ class WorkloadSigner:
         claims: dict[str, str | int] = {
             "iss": self._subject,
             "sub": self._subject,
-            "aud": f"workloads/{audience}",
+            "aud": WORKLOAD.format(audience),
             "iat": now,
             "exp": now + LIFETIME,
             "jti": str(uuid7()),

@@ -9,7 +9,7 @@ from inferplane.common.v1.errors_pb2 import ErrorReason
 from inferplane.server.errors import InferplaneError, invalid_field
 from inferplane.server.ids import now, uuid7
 from inferplane.server.inference.formats.onnx import largest_model
-from inferplane.server.names import VERSION
+from inferplane.server.names import DEPLOYMENT, VERSION
 from inferplane.server.tensors import Signature
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ class Deployments:
         """Raises DEPLOYMENT_NOT_FOUND."""
         if not await store.mark_deleted(name, now()):
             raise InferplaneError(ErrorReason.ERROR_REASON_DEPLOYMENT_NOT_FOUND, deployment=name)
-        store.record("deployment.delete", f"deployments/{name}")
+        store.record("deployment.delete", DEPLOYMENT.format(name))
 
 
 def _check_size(name: str, version: VersionInfo) -> None:
@@ -137,4 +137,4 @@ def _check_size(name: str, version: VersionInfo) -> None:
 
 def _record(store: "DeploymentRepository", action: str, name: str, version: VersionInfo) -> None:
     resource = VERSION.format(version.model, version.version)
-    store.record(action, f"deployments/{name}", version=resource, digest=version.digest)
+    store.record(action, DEPLOYMENT.format(name), version=resource, digest=version.digest)

@@ -8,6 +8,7 @@ from uuid import UUID
 from inferplane.common.v1.errors_pb2 import ErrorReason
 from inferplane.server.errors import InferplaneError, invalid_field
 from inferplane.server.ids import now
+from inferplane.server.names import DEPLOYMENT
 
 if TYPE_CHECKING:
     from inferplane.server.reporting.repository import FeedbackRepository, GivenLabels
@@ -75,7 +76,7 @@ class Feedback:
         stored = await store.add_labels(given, submitter, now())
         if stored < len(labels):
             await self._check_conflicts(store, given, paths)
-        store.record("feedback.submit", f"deployments/{deployment}", predictions=len(labels), stored=stored)
+        store.record("feedback.submit", DEPLOYMENT.format(deployment), predictions=len(labels), stored=stored)
         return stored
 
     async def _resolve(self, store: "FeedbackRepository", deployment: str, answers: Sequence[Answer]) -> list[Target]:

@@ -19,6 +19,7 @@ from inferplane.server.ids import now
 from inferplane.server.limits import MAX_LABEL_LENGTH, MAX_LABELS
 from inferplane.server.names import (
     USER,
+    WORKLOAD,
     DeploymentRef,
     ModelRef,
     client_request_id,
@@ -38,7 +39,7 @@ HIGHEST_STATUS_CODE = 16
 NAMES = 1024
 """Names that were seen to be valid and are remembered, of each kind; the longest has 160 letters."""
 _UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
-WORKLOADS = frozenset(f"workloads/{service}" for service in ServiceName)
+WORKLOADS = frozenset(WORKLOAD.format(service) for service in ServiceName)
 
 
 def _uuid_text(text: str) -> str:

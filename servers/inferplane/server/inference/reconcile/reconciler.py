@@ -19,6 +19,8 @@ from inferplane.server.inference.deployments import Served
 from inferplane.server.inference.reconcile.loader import AwayError, LoadRefusedError, NotControlledError
 from inferplane.server.inference.reconcile.plan import Action, Confirm, Load, Retries, Unload, key_of, plan
 from inferplane.server.inference.repository import DeploymentReader, DeploymentRepository
+from inferplane.server.names import DEPLOYMENT, WORKLOAD
+from inferplane.server.settings import ServiceName
 from inferplane.server.storage.audit import Actor
 from inferplane.server.tasks import start_task
 
@@ -39,7 +41,7 @@ LOST = "Triton serves it no more; it is loaded again"
 INTERVAL = 1.0
 QUESTIONS = 32
 """Names that Triton is asked about at once."""
-ACTOR = Actor("workloads/inference")
+ACTOR = Actor(WORKLOAD.format(ServiceName.INFERENCE))
 
 
 class Reconciler:
@@ -217,7 +219,7 @@ class Reconciler:
         async with self._units_of_work(ACTOR) as unit:
             store = DeploymentRepository(unit)
             if await store.promote(deployment.name, version):
-                store.record("deployment.replaced", f"deployments/{deployment.name}", digest=version.digest)
+                store.record("deployment.replaced", DEPLOYMENT.format(deployment.name), digest=version.digest)
                 await unit.commit()
 
     async def _refuse(self, deployment: "Deployment", version: "VersionInfo", problem: str) -> None:
@@ -229,7 +231,7 @@ class Reconciler:
         async with self._units_of_work(ACTOR) as unit:
             store = DeploymentRepository(unit)
             if await store.set_problem(deployment.id, version, problem):
-                store.record("deployment.replacement_failed", f"deployments/{deployment.name}", digest=version.digest)
+                store.record("deployment.replacement_failed", DEPLOYMENT.format(deployment.name), digest=version.digest)
                 await unit.commit()
 
     async def _set_state(self, deployment: "Deployment", state: "State", message: str) -> None:
@@ -239,7 +241,7 @@ class Reconciler:
             store = DeploymentRepository(unit)
             if await store.set_state(deployment.id, deployment.version, state, message):
                 action = f"deployment.{state.lower()}"
-                store.record(action, f"deployments/{deployment.name}", digest=deployment.version.digest)
+                store.record(action, DEPLOYMENT.format(deployment.name), digest=deployment.version.digest)
                 await unit.commit()
 
     async def _say_all(self, deployments: Iterable["Deployment"], message: str) -> None:
