@@ -13,7 +13,7 @@ from inferplane.auth.v1 import auth_service_pb2 as pb
 from inferplane.common.v1.errors_pb2 import ErrorReason
 from inferplane.inference.v1.inference_service_pb2_grpc import add_InferenceServiceServicer_to_server
 from inferplane.server.access.admission import Admission
-from inferplane.server.access.snapshot import EMPTY, GrantRow, PolicySnapshot, Route, Target, compile_snapshot
+from inferplane.server.access.snapshot import EMPTY, GrantRow, PolicySnapshot, Route, Target
 from inferplane.server.errors import InferplaneError
 from inferplane.server.identity.principal import Principal
 from inferplane.server.identity.verification import Verifier
@@ -30,6 +30,7 @@ from inferplane.server.rpc.interceptors.deadlines import DeadlinePolicy
 from inferplane.server.rpc.server import RpcServer
 from inferplane.server.settings import Settings
 from inferplane.server.tensors import Signature, TensorSpec
+from tests.support.policy import compile_snapshot
 
 WHO = "/inferplane.auth.v1.AuthService/WhoAmI"
 INFER = f"/{SERVICE}/ModelInfer"

@@ -11,10 +11,11 @@ from inferplane.common.v1.access_pb2 import Permission, PermissionRule
 from inferplane.inference.v1.deployment_pb2 import Deployment, Target
 from inferplane.inference.v1.deployment_service_pb2 import UpdateDeploymentRequest
 from inferplane.server.access.admission import Admission
-from inferplane.server.access.snapshot import GrantRow, compile_snapshot
+from inferplane.server.access.snapshot import GrantRow
 from inferplane.server.errors import InferplaneError
 from inferplane.server.identity.principal import Principal
 from inferplane.server.rpc.interceptors.authorization import _FieldsCheck, values_at
+from tests.support.policy import compile_snapshot
 
 ALICE = Principal("users/alice")
 PATH = "deployment.targets.model_version"

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from inferplane.common.v1.access_pb2 import Permission
 from inferplane.server.access.globs import Glob
-from inferplane.server.access.snapshot import GrantRow, PolicySnapshot, compile_snapshot
+from inferplane.server.access.snapshot import GrantRow, PolicySnapshot
+from tests.support.policy import compile_snapshot
 
 ALICE = "users/alice"
 PREDICT = Permission.PERMISSION_PREDICT

@@ -4,7 +4,8 @@ import pytest
 
 from inferplane.common.v1.access_pb2 import Permission
 from inferplane.server.access.roles import ROLE_PERMISSIONS
-from inferplane.server.access.snapshot import GrantRow, PolicySnapshot, compile_snapshot
+from inferplane.server.access.snapshot import GrantRow, PolicySnapshot
+from tests.support.policy import compile_snapshot
 
 ALICE = "users/alice"
 

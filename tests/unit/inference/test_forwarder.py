@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry
 from tritonclient.grpc import service_pb2
 
 from inferplane.server.access.admission import Admission
-from inferplane.server.access.snapshot import GrantRow, Route, Target, compile_snapshot
+from inferplane.server.access.snapshot import GrantRow, Route, Target
 from inferplane.server.errors import InferplaneError
 from inferplane.server.identity.principal import Principal
 from inferplane.server.identity.verification import Verifier
@@ -19,6 +19,7 @@ from inferplane.server.inference.records.notes import Notes
 from inferplane.server.inference.triton_link import from_triton
 from inferplane.server.rpc.errors import reason_name
 from inferplane.server.tensors import Signature, TensorSpec
+from tests.support.policy import compile_snapshot
 
 ALICE = Principal("users/alice")
 SIGNATURE = Signature((TensorSpec("x", "FP32", (-1,)),), ())

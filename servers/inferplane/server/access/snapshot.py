@@ -9,7 +9,7 @@ from inferplane.server.access.globs import Glob
 from inferplane.server.access.roles import ROLE_PERMISSIONS
 from inferplane.server.tensors import Signature
 
-__all__ = ["EMPTY", "GrantRow", "Grants", "Part", "PolicySnapshot", "Route", "Target", "compile_snapshot"]
+__all__ = ["EMPTY", "GrantRow", "Grants", "Part", "PolicySnapshot", "Route", "Target"]
 
 INSTALLATION = "*"
 """The scope that covers everything, asked for where a permission is about the installation itself."""
@@ -141,13 +141,6 @@ class PolicySnapshot:
     def allows_somewhere(self, subject: str, permission: Permission.ValueType) -> bool:
         """Whether any grant of `subject` gives `permission`, on whatever names."""
         return self.grants.allow_somewhere(subject, permission)
-
-
-def compile_snapshot(
-    revision: int, grants: Iterable[GrantRow], routes: Iterable[Route], revoked: Iterable[str] = ()
-) -> PolicySnapshot:
-    """Index the rows of the policy views, all of them of one `revision`."""
-    return PolicySnapshot(Grants(grants), by_name(routes), frozenset(revoked), dict.fromkeys(Part, revision))
 
 
 def by_name(routes: Iterable[Route]) -> Mapping[str, Route]:
