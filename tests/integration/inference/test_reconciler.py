@@ -38,7 +38,7 @@ class Triton:
         self.is_live = True
         self.answers = True
         self.serves: dict[str, Served] = {}
-        self.fails: dict[str, Exception] = {}
+        self.fails: dict[str, BaseException] = {}
         self.hangs: set[str] = set()
         self.loads: list[tuple[str, int]] = []
         self.cancelled: list[str] = []
@@ -180,8 +180,8 @@ async def test_what_cannot_be_loaded_has_failed_and_says_why(stand: Stand) -> No
     assert (failed.state, failed.state_message) == ("FAILED", "Triton could not load it: no such operator")
 
 
-@pytest.mark.parametrize("failure", [LoadRefusedError("broken"), OSError("no process")], ids=["refused", "unforeseen"])
-async def test_what_failed_is_tried_again_after_ever_longer_pauses(stand: Stand, failure: Exception) -> None:
+@pytest.mark.parametrize("failure", [LoadRefusedError("broken"), OSError("no process"), SystemExit(3)], ids=repr)
+async def test_what_failed_is_tried_again_after_ever_longer_pauses(stand: Stand, failure: BaseException) -> None:
     stand.triton.fails = {"m": failure}
     tried_at: list[float] = []
     for second in range(100):

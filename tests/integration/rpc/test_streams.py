@@ -44,6 +44,33 @@ async def test_a_steady_stream_passes() -> None:
     assert len(await paced(drip(0, 10, 20))) == 20
 
 
+@pytest.mark.parametrize("turns", range(6))
+async def test_an_end_that_comes_with_a_message_is_not_lost(turns: int) -> None:
+    arrived = asyncio.get_running_loop().create_future()
+
+    async def messages() -> AsyncIterator[bytes]:
+        yield await arrived
+        await asyncio.Event().wait()
+
+    call: Any = FakeCall("/s/m")
+
+    async def read() -> None:
+        async for _ in DeadlinePolicy(1, 10, 0).pace(call, messages()):
+            pass
+
+    reading = asyncio.create_task(read())
+    for _ in range(5):
+        await asyncio.sleep(0)
+    arrived.set_result(b"message")
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        async with asyncio.timeout(2):
+            await reading
+    assert reading.cancelled()
+
+
 async def test_a_silent_stream_is_ended() -> None:
     with pytest.raises(InferplaneError) as ended:
         await paced(drip(10 * IDLE, 1, 1))

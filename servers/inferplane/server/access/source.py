@@ -86,7 +86,8 @@ class PolicySource:
 
     async def first_snapshot(self, timeout: float = 15.0) -> None:
         """Wait, in seconds, for the first snapshot; TimeoutError if the database does not answer."""
-        await asyncio.wait_for(self._first.wait(), timeout)
+        async with asyncio.timeout(timeout):
+            await self._first.wait()
 
     def on_refresh(self, part: Part, callback: Callable[[], None]) -> None:
         """Call `callback` whenever a snapshot has `part` anew."""
@@ -119,7 +120,8 @@ class PolicySource:
                 await self._refresh(connection)
                 self._set_available(True)
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), CHECK_INTERVAL)
+                    async with asyncio.timeout(CHECK_INTERVAL):
+                        await self._wake.wait()
         finally:
             connection.terminate()
 

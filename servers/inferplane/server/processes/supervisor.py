@@ -111,7 +111,8 @@ class Supervisor:
             if worker.process is not None:
                 log.error("worker_ended", service=worker.job.service, exit_code=worker.process.returncode)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stop.wait(), backoff.pause())
+                async with asyncio.timeout(backoff.pause()):
+                    await self._stop.wait()
 
     def _where(self) -> str:
         return str(self._log.path) if self._log else "the log above"
@@ -164,7 +165,8 @@ class Supervisor:
                 if await self._follow(worker, reader):
                     # It has hung up and is on its way out; what it has to say is still to be written.
                     with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(process.wait(), EXIT_TIMEOUT)
+                        async with asyncio.timeout(EXIT_TIMEOUT):
+                            await process.wait()
         finally:
             writer.close()
 
@@ -199,9 +201,11 @@ async def _next_line(reader: asyncio.StreamReader, limit: float) -> bytes:
     If this process itself was stopped or starved, what the worker said meanwhile is there and only has to be read.
     """
     try:
-        return await asyncio.wait_for(reader.readline(), limit)
+        async with asyncio.timeout(limit):
+            return await reader.readline()
     except TimeoutError:
-        return await asyncio.wait_for(reader.readline(), LAST_LOOK)
+        async with asyncio.timeout(LAST_LOOK):
+            return await reader.readline()
 
 
 def _signal(process: asyncio.subprocess.Process | None, number: signal.Signals) -> bool:

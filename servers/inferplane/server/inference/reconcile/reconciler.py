@@ -86,7 +86,8 @@ class Reconciler:
                 except InferplaneError as error:
                     log.warning("reconciler_waits", error=str(error))
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), INTERVAL)
+                    async with asyncio.timeout(INTERVAL):
+                        await self._wake.wait()
         finally:
             await self._cancel(list(self._running))
 
@@ -163,7 +164,7 @@ class Reconciler:
         except InferplaneError as error:
             # The database is away: what was done in Triton is found again.
             log.warning("reconciler_waits", deployment=name, error=str(error))
-        except Exception:
+        except (Exception, SystemExit, KeyboardInterrupt):
             # Such as a process that cannot be started. Not at once again: a load may fail late and cost much.
             wish = action.version if isinstance(action, Load) else action.deployment.version
             delay = self._refused.failed(key_of(action.deployment, wish), self._clock())

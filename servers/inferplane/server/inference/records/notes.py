@@ -77,7 +77,8 @@ class Notes:
     async def until_due(self, interval: float) -> None:
         """Wait until a batch is full, at most `interval` seconds."""
         try:
-            await asyncio.wait_for(self._full.wait(), interval)
+            async with asyncio.timeout(interval):
+                await self._full.wait()
         except TimeoutError:
             return
         finally:

@@ -58,7 +58,8 @@ class DeadlinePolicy:
         while True:
             began = time.monotonic()
             try:
-                message = await asyncio.wait_for(anext(iterator), self.idle)
+                async with asyncio.timeout(self.idle):
+                    message = await anext(iterator)
             except StopAsyncIteration:
                 return
             except TimeoutError as error:
