@@ -1,6 +1,7 @@
 """Background tasks that end although they should not."""
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -159,6 +160,18 @@ async def test_what_would_end_the_process_fails_a_task_alone(end: BaseException)
 
     with pytest.raises(ContainedError):
         await start_task(work())
+
+
+async def test_a_task_that_is_cancelled_before_its_first_step_leaves_no_warning() -> None:
+    async def work() -> None:
+        raise AssertionError
+
+    task = start_task(work())
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    del task
+    gc.collect()
 
 
 @pytest.mark.parametrize("end", [SystemExit(3), KeyboardInterrupt()], ids=repr)

@@ -28,7 +28,10 @@ class ContainedError(Exception):
 
 def start_task(work: Coroutine[Any, Any, T], *, name: str | None = None) -> "asyncio.Task[T]":
     """A task of its own for `work`; what would end the process fails the task alone, as ContainedError."""
-    return asyncio.create_task(_contained(work), name=name)
+    task = asyncio.create_task(_contained(work), name=name)
+    # Cancelled before its first step, it leaves work that was never begun.
+    task.add_done_callback(lambda _: work.close())
+    return task
 
 
 async def _contained(work: Coroutine[Any, Any, T]) -> T:
