@@ -1,6 +1,7 @@
 """A client that speaks HTTP/2 frame by frame: it can do what gRPC's own clients never would."""
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
@@ -28,6 +29,7 @@ class RawConnection:
         self.sent: dict[int, int] = {}
         self.trailers: dict[int, dict[str, str]] = {}
         self.ended: set[int] = set()
+        self._unread: Counter[int] = Counter()
         self.closed = asyncio.Event()
 
     async def begin(self) -> None:
@@ -71,6 +73,15 @@ class RawConnection:
             await self._flush()
         return not view
 
+    async def catch_up(self) -> None:
+        """Read from now on, what was left unread too."""
+        self.reads_answers = True
+        for stream, unread in [*self._unread.items()]:
+            if stream not in self.ended:
+                self._http2.acknowledge_received_data(unread, stream)
+        self._unread.clear()
+        await self._flush()
+
     async def receive(self) -> None:
         """Take in what the server says, until it hangs up."""
         while data := await self._read():
@@ -81,8 +92,11 @@ class RawConnection:
                     )
                 elif isinstance(event, h2.events.StreamEnded | h2.events.StreamReset):
                     self.ended.add(event.stream_id)
-                elif isinstance(event, h2.events.DataReceived) and self.reads_answers:
-                    self._http2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+                elif isinstance(event, h2.events.DataReceived):
+                    if self.reads_answers:
+                        self._http2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+                    else:
+                        self._unread[event.stream_id] += event.flow_controlled_length
             self._changed.set()
             await self._flush()
         self.closed.set()

@@ -27,12 +27,13 @@ class Call:
     """One RPC from its arrival to its end. Interceptors fill it in; handlers read it.
 
     `checks` are what each message must pass, `standing` what must go on to hold while a stream lasts; `ending` is why
-    the call is being ended from outside, if it is.
+    the call is being ended from outside, if it is. `farewell` is the sending of a status that is not OK; it waits until
+    the client has read the answers before it, or is gone.
     """
 
     __slots__ = (
-        "checks", "code", "context", "ending", "method", "principal", "reason", "request_id", "standing", "started",
-        "task",
+        "_afterwards", "_opening", "checks", "code", "context", "ending", "farewell", "method", "principal", "reason",
+        "request_id", "standing", "started", "task",
     )  # fmt: skip
 
     def __init__(self, method: Method, context: Context) -> None:
@@ -47,6 +48,9 @@ class Call:
         self.ending: InferplaneError | None = None
         self.checks: Sequence[Callable[[Message], None]] = ()
         self.standing: Sequence[Callable[[], None]] = ()
+        self.farewell: asyncio.Future[None] | None = None
+        self._opening: asyncio.Future[None] | None = None
+        self._afterwards: Sequence[Callable[[], None]] = ()
 
     def must_pass(self, check: Callable[[Message], None]) -> None:
         """Apply `check` to each message."""
@@ -71,6 +75,37 @@ class Call:
         if self.ending is None and self.task is not None:
             self.ending = error
             self.task.cancel()
+
+    async def write(self, message: bytes) -> None:
+        """Send an answer of a stream; returns when the network has taken it."""
+        if self._opening is None:
+            # gRPC learns only from a write that is through that a call has been answered. Where it is ended in the
+            # middle of the first, the status would be sent as if nothing had been, and refused.
+            self._opening = asyncio.ensure_future(self.context.send_initial_metadata(()))
+        if not self._opening.done():
+            await asyncio.shield(self._opening)
+        await self.context.write(message)
+
+    async def opened(self, timeout: float) -> None:
+        """Wait until a status can be sent, at most `timeout` seconds."""
+        if self._opening is not None and not self._opening.done():
+            await asyncio.wait([self._opening], timeout=timeout)
+
+    def afterwards(self, work: Callable[[], None]) -> None:
+        """Do `work` when nothing of this call is on its way to the client any more."""
+        self._afterwards = (*self._afterwards, work)
+
+    def leave(self) -> None:
+        """The handler is through."""
+        if self.farewell is None or self.farewell.done():
+            self._over()
+        else:
+            self.farewell.add_done_callback(lambda _: self._over())
+
+    def _over(self) -> None:
+        works, self._afterwards = self._afterwards, ()
+        for work in works:
+            work()
 
     def enter(self) -> None:
         """Make this the task's current call."""

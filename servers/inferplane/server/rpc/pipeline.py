@@ -105,7 +105,7 @@ class Pipeline:
             async def work(call: Call) -> bytes:
                 async with aclosing(behaviour(await requests(call), context)) as answers:
                     async for message in answers:
-                        await context.write(write(message))
+                        await call.write(write(message))
                 return b""
 
             await self.around(method, context, work)

@@ -63,10 +63,15 @@ class RunningCalls:
             raise InferplaneError.overloaded("too many streams are open")
         self._streams_of[caller] += 1
         claims[call] = caller
+        # Until then it takes what a stream takes.
+        call.afterwards(lambda: self._give_back(call))
 
     def discard(self, call: Call) -> None:
         """The call is through."""
         self._calls.discard(call)
+        call.leave()
+
+    def _give_back(self, call: Call) -> None:
         if (caller := self._claims.pop(call, None) or self._public_claims.pop(call, None)) is not None:
             self._streams_of[caller] -= 1
             if not self._streams_of[caller]:

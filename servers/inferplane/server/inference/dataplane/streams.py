@@ -69,10 +69,13 @@ class PredictionStream:
         self._moved = time.monotonic()
         self._answers: asyncio.Queue[asyncio.Task[_Reply] | None] = asyncio.Queue(IN_FLIGHT)
         self._under_way: set[asyncio.Task[_Reply]] = set()
+        self._written: asyncio.Task[_Reply] | None = None
+        """Whose reply is with gRPC, which keeps it until the client has taken it or is gone."""
         self._latest_part: asyncio.Task[_Reply] | None = None
         self._names: set[str] = set()
         call.rests_on(self._check_progress)
         call.rests_on(self._check_caller)
+        call.afterwards(self._let_go_of_written)
 
     async def run(self) -> None:
         """Serve until the client has said its last and has been answered."""
@@ -85,9 +88,11 @@ class PredictionStream:
             remaining = [*sides, *self._under_way]
             for task in remaining:
                 task.cancel()
-            await asyncio.gather(*remaining, return_exceptions=True)
-            for answered in list(self._under_way):
-                self._let_go(answered)
+            try:
+                await asyncio.gather(*remaining, return_exceptions=True)
+            finally:
+                for answered in self._under_way - {self._written}:
+                    self._let_go(answered)
 
     async def _read(self) -> None:
         while (data := await self._bodies.message(self._call)) is not grpc.aio.EOF:
@@ -108,15 +113,24 @@ class PredictionStream:
         while (task := await self._answers.get()) is not None:
             reply = await task
             self._moved = time.monotonic()
-            await self._call.context.write(reply.message)
+            self._written = task
+            await self._call.write(reply.message)
             self._moved = time.monotonic()
+            self._written = None
             self._let_go(task)
 
     def _let_go(self, task: "asyncio.Task[_Reply]") -> None:
         """The answer was written, or never will be."""
+        if not task.done():
+            task.add_done_callback(self._let_go)
+            return
         self._under_way.discard(task)
         if not task.cancelled() and task.exception() is None:
             self._unread.release(self._call.principal.subject, task.result().held)
+
+    def _let_go_of_written(self) -> None:
+        if self._written is not None:
+            self._let_go(self._written)
 
     async def _answer(self, data: bytes) -> "_Reply":
         prediction_id = uuid7_text()

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import grpc
 import structlog
@@ -18,6 +19,10 @@ __all__ = ["error_translation"]
 
 log = structlog.get_logger()
 
+FAREWELL = 1.0
+"""Seconds for which a handler waits until the status of a stream is sent. Where the client does not read what comes
+before it, it goes on without."""
+
 
 async def _abort(call: Call, error: InferplaneError) -> None:
     """End the call with `error`."""
@@ -25,13 +30,25 @@ async def _abort(call: Call, error: InferplaneError) -> None:
     call.reason = reason_name(error.reason)
     status = rpc_status.to_status(to_status(error, call.request_id))
     trailers = (*status.trailing_metadata, (REQUEST_ID_KEY, call.request_id))
+    if not call.method.streams:
+        await _send(call, status.code, status.details, trailers)
+        return
+    await call.opened(FAREWELL)
+    call.farewell = asyncio.ensure_future(_send(call, status.code, status.details, trailers))
+    await asyncio.wait([call.farewell], timeout=FAREWELL)
+
+
+async def _send(call: Call, code: grpc.StatusCode, details: str, trailers: Any) -> None:
     try:
-        await call.context.abort(status.code, status.details, trailers)
+        await call.context.abort(code, details, trailers)
     except grpc.aio.AbortError as aborted:
         # gRPC's call keeps it, and raises it again when the handler is through. What it knows of where it came from
         # leads back to the call: they would keep what has arrived of the request, up to 32 MiB, until the next garbage
         # collection.
         aborted.__traceback__ = aborted.__context__ = None
+    except grpc.aio.BaseError:
+        # Nobody is there any more, or so much waits for them that nothing can be told.
+        log.debug("status_not_sent", method=call.method.path, request_id=call.request_id, exc_info=True)
 
 
 def _interpret(call: Call, error: BaseException) -> InferplaneError:
@@ -46,8 +63,8 @@ def _interpret(call: Call, error: BaseException) -> InferplaneError:
 @asynccontextmanager
 async def error_translation(call: Call) -> AsyncIterator[None]:
     """Cover exceptions, SystemExit and KeyboardInterrupt in a handler (they would end the process), and calls that
-    are ended from outside. The call then has its status, and what its handler answers reaches nobody. Passes on what
-    has a status of its own: gRPC's errors, and the leaving of the client."""
+    are ended from outside. The call then has its status, and what its handler answers reaches nobody. Passes on the
+    leaving of the client, and gRPC's own errors where they are not how a stream learns of that."""
     try:
         yield
     except grpc.aio.AbortError:
