@@ -19,6 +19,7 @@ from tests.support.onnx_models import identity
 from tests.support.up import Up, running_up
 
 MIB = 1 << 20
+PASSWORD = "correct horse battery"
 SECONDS = 6.0
 """How long bodies are poured: longer than one of a public method may take."""
 STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
@@ -93,14 +94,22 @@ async def test_anonymous_bodies_without_end_hold_little(
     assert flooded.pids[service] == pid
 
 
-async def test_messages_without_end_of_a_known_callers_streams_hold_no_more_than_the_budget(flooded: Up) -> None:
+async def test_messages_without_end_of_a_known_caller_hold_no_more_than_the_budget_and_end_no_others(
+    flooded: Up,
+) -> None:
     budget = Settings().slow_body_budget
     async with flooded.admin() as plane:
         metadata = [("authorization", f"Bearer {await plane.auth.access_token()}")]
+        await plane.auth.create_user("patient", PASSWORD)
+        await plane.auth.grant("caller", to="patient", on="*")
+        patient = [("authorization", f"Bearer {(await plane.auth.login('patient', PASSWORD)).access_token}")]
     pid = flooded.pids["inference"]
     grown = growth(pid)
-    taken = await poured(flooded.endpoints["inference"], STREAM, 40, 31 * MIB, metadata)
-    highest = grown()
+    async with raw_connection(flooded.endpoints["inference"]) as bystander:
+        idle = [await bystander.open(STREAM, patient) for _ in range(60)]
+        taken = await poured(flooded.endpoints["inference"], STREAM, 40, 31 * MIB, metadata)
+        highest = grown()
+        assert not bystander.ended & set(idle), "streams of somebody who only waits were ended"
     print(f"{highest / MIB:.0f} MiB more at most, {taken / MIB:.0f} MiB taken")
     assert taken > budget
     assert highest < budget + 160 * MIB

@@ -117,7 +117,7 @@ class RawConnection:
 async def raw_connection(address: str) -> AsyncIterator[RawConnection]:
     """Connect to `host:port`."""
     host, _, port = address.rpartition(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
+    reader, writer = await asyncio.open_connection(host.strip("[]"), int(port))
     connection = RawConnection(reader, writer, host)
     receiving = asyncio.create_task(connection.receive())
     try:

@@ -89,6 +89,7 @@ async def running(
     unary: float = 30,
     idle: float = 30,
     max_message_size: int = LIMIT,
+    host: str = "127.0.0.1",
     **settings: Any,
 ) -> AsyncIterator[Stand]:
     """A server on which `register` has put its methods."""
@@ -98,9 +99,9 @@ async def running(
     chosen = Settings(**{"drain_grace": 5, "unary_deadline": unary, **settings})
     server = RpcServer(chosen, guards, max_message_size=max_message_size)
     register(server, admission, registry)
-    (port,) = await server.start("127.0.0.1:0")
+    (port,) = await server.start(f"{host}:0")
     sweeping = [asyncio.create_task(sweep()) for sweep in (server.bodies.sweep, server.calls.sweep)]
-    address = f"127.0.0.1:{port}"
+    address = f"{host}:{port}"
     options = [("grpc.max_receive_message_length", LIMIT), ("grpc.max_send_message_length", LIMIT)]
     try:
         async with grpc.aio.insecure_channel(address, options=options) as channel:

@@ -1,5 +1,6 @@
 """What arrives slowly, in a process of which only the whole can be weighed."""
 
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +26,7 @@ class Arriving:
         access = AccessRule(authenticated=True) if user else AccessRule(public=True)
         self.method = Method("/s/m", "s", "m", access, streams=streams)
         self.principal = Principal(f"users/{user}")
+        self.connection = f"ipv4:192.0.2.1:{user}"
         self.held = 0.0
         self.ended = ""
 
@@ -33,10 +35,14 @@ class Arriving:
 
 
 class Process:
-    """Takes what its calls hold. What ended calls held is used again first, and given back when it is told to."""
+    """Takes what its calls hold. What ended calls held is used again first, and given back when it is told to. Each
+    caller has one connection, of which the kernel tells how much it has brought in a minute, unless it does not."""
 
-    def __init__(self, *, gives_back: bool = True) -> None:
-        self.arrivals = Arrivals(BUDGET * MIB, 60)
+    def __init__(self, *, gives_back: bool = True, kernel_tells: bool = True) -> None:
+        self.arrivals = Arrivals(BUDGET * MIB, 60, self.undelivered)
+        self._gone: Counter[str] = Counter()
+        self._brought: deque[dict[str, int]] = deque(maxlen=round(60 / LOOK_INTERVAL))
+        self._kernel_tells = kernel_tells
         self.own = BASE
         self.calls: list[Arriving] = []
         self.now = 1000.0
@@ -56,14 +62,28 @@ class Process:
     def held(self) -> float:
         return sum(call.held for call in self.calls)
 
+    def brought(self) -> dict[str, int]:
+        """Bytes that each connection has brought so far."""
+        total = self._gone.copy()
+        for call in self.calls:
+            total[call.connection] += int(call.held * MIB)
+        return total
+
+    def undelivered(self) -> dict[str, int]:
+        before = self._brought[0] if self._brought else {}
+        now = self.brought()
+        return {name: size - before.get(name, 0) for name, size in now.items()} if self._kernel_tells else {}
+
     def look(self) -> list[Arriving]:
         """Those that are ended at the next look."""
         self.now += LOOK_INTERVAL
+        self._brought.append(self.brought())
         self._highest = max(self._highest, self.own + self.held)
         give_back = self.arrivals.look(self.now, int(self._highest * MIB))
         ended = [call for call in self.calls if call.ended]
         for call in ended:
             self.calls.remove(call)
+            self._gone[call.connection] += int(call.held * MIB)
             gone: Any = call
             self.arrivals.over(gone)
         if give_back and self._gives_back:
@@ -79,6 +99,14 @@ def calls(count: int, user: str = "", *, streams: bool = False, held: float = 0.
     for call in made:
         call.held = held
     return made
+
+
+def test_a_process_that_grows_by_itself_ends_nothing() -> None:
+    process = Process()
+    process.begin(*calls(4, "alice", streams=True), *calls(4, "alice"))
+    process.looks(2)
+    process.own += 40
+    assert process.looks(200) == []
 
 
 @pytest.mark.parametrize("streams", [False, True], ids=["bodies", "streams"])
@@ -132,8 +160,8 @@ def test_streams_stay_while_the_end_of_bodies_helps() -> None:
     assert not any(call.ended for call in waiting)
 
 
-def test_a_process_that_grows_by_itself_ends_what_arrives_once_and_no_more() -> None:
-    process = Process()
+def test_a_process_that_grows_by_itself_ends_what_arrives_once_where_the_kernel_does_not_tell_who_it_is() -> None:
+    process = Process(kernel_tells=False)
     process.begin(*calls(4, "alice", streams=True), *calls(4, "alice"))
     process.looks(2)
     process.own += 40
@@ -153,7 +181,7 @@ def test_without_giving_back_more_goes_and_it_ends() -> None:
 
 def test_what_is_held_elsewhere_is_not_weighed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PUBLIC_BUDGET", BUDGET * MIB)
-    process = Process()
+    process = Process(kernel_tells=False)
     process.begin(*calls(2), *calls(2, "alice"))
     process.looks(2)
     process.own += 30 + BUDGET
@@ -263,6 +291,21 @@ def test_who_pours_ends_none_of_the_others(rate: float, streams: bool) -> None:
 
     pour(process, [lambda: calls(20, "alice", streams=streams)], rate, half_a_second_of_a_body)
     assert not any(call.ended for call in bobs)
+
+
+@pytest.mark.parametrize("streams", [False, True], ids=["bodies", "streams"])
+@pytest.mark.parametrize("rate", [0.02, 0.1, 0.5, 1.0])
+@pytest.mark.parametrize("idle", [10, 40])
+def test_who_pours_ends_nothing_of_those_who_wait(idle: int, rate: float, streams: bool) -> None:
+    """However many they are, and however long they have been there."""
+    process = Process()
+    process.looks(2)
+    bobs = calls(idle, "bob", streams=True)
+    process.begin(*bobs)
+    process.looks(2)
+    most = pour(process, [lambda: calls(20, "alice", streams=streams)], rate)
+    assert not any(call.ended for call in bobs)
+    assert most < 2 * BUDGET + 6 * rate
 
 
 def test_what_is_steadily_held_elsewhere_does_not_widen_the_budget() -> None:

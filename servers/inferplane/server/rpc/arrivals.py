@@ -2,13 +2,13 @@
 
 Nobody but gRPC knows how much of one is there. So the process is weighed: by how much it has grown above the least that
 it took in the ten seconds before something began to arrive. Where that is too much, some of it is ended, and more each
-time that this was not enough (decision 0008).
+time that this was not enough, of those whose connections have brought most (decision 0008).
 """
 
 import ctypes
 import os
-from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from inferplane.common.v1.errors_pb2 import ErrorReason
@@ -31,6 +31,10 @@ MOST_PUBLIC = 256
 """Slow bodies of public methods; beyond them the oldest goes."""
 
 
+LITTLE = 1 << 20
+"""Who has brought no more bytes that are not whole is not the one, and loses nothing."""
+
+
 class _Weight(NamedTuple):
     """Bytes of the process, and how many of them are counted as held elsewhere: they may not be there yet, or lie in
     memory that it had anyway, so that the least of each is taken by itself."""
@@ -51,8 +55,9 @@ class _Weight(NamedTuple):
 
 
 class _Steps:
-    """Which of the calls of one kind go: first half of what the caller has who has most of them, the newest. Within ten
-    seconds of that, all of whoever has, or had, most; and all of everybody where the step before did not help."""
+    """Which of the calls of one kind go: first half of what the caller has who has brought most, the heaviest and of
+    these the newest. Within ten seconds of that, all of whoever has, or had, brought most; and all of everybody where
+    the step before did not help."""
 
     def __init__(self) -> None:
         self._taken = 0
@@ -60,15 +65,22 @@ class _Steps:
         self._heaviest: set[str] = set()
         self._helped = False
         self.all_gone = False
-        """Whether everybody's were taken, and it did not help so far."""
+        """Whether everybody's were taken, or nobody has brought anything, and it did not help so far."""
 
     def helped(self) -> None:
         """The process is no longer too large."""
         self._helped = True
         self.all_gone = False
 
-    def next(self, calls: list[Call], now: float) -> list[Call]:
-        """Those of `calls` that go now."""
+    def next(self, brought: Mapping[Call, float], now: float) -> list[Call]:
+        """Those that go now, of calls and how many bytes each has brought."""
+        by_caller: defaultdict[str, float] = defaultdict(float)
+        for call, size in brought.items():
+            by_caller[call.principal.subject] += size
+        calls = [call for call in brought if by_caller[call.principal.subject] > LITTLE]
+        if not calls:
+            self.all_gone = True
+            return []
         if now - self._last >= LOWEST_OF:
             self._taken = 0
             self._heaviest.clear()
@@ -77,17 +89,18 @@ class _Steps:
         if self._taken > 2 and not helped:
             self.all_gone = True
             return calls
-        heaviest, count = Counter(call.principal.subject for call in calls).most_common(1)[0]
-        self._heaviest.add(heaviest)
-        theirs = [call for call in calls if call.principal.subject in self._heaviest]
-        return theirs[count // 2 :] if self._taken == 1 else theirs
+        self._heaviest.add(max(by_caller, key=by_caller.__getitem__))
+        theirs = sorted((call for call in calls if call.principal.subject in self._heaviest), key=brought.__getitem__)
+        return theirs[len(theirs) // 2 :] if self._taken == 1 else theirs
 
 
 class Arrivals:
     """Bounds what arrives slowly: known callers' to a growth of `budget` bytes, which must be whole after `time_limit`
     seconds, that of public methods to 64 MiB and 5 seconds."""
 
-    def __init__(self, budget: int, time_limit: float) -> None:
+    def __init__(self, budget: int, time_limit: float, undelivered: Callable[[], Mapping[str, int]]) -> None:
+        """`undelivered` tells how many bytes each connection has brought that are not whole yet."""
+        self._undelivered = undelivered
         self._budget = budget
         self._time_limit = time_limit
         self._bodies: dict[Call, float] = {}
@@ -151,7 +164,7 @@ class Arrivals:
             self._body_steps.helped()
             self._stream_steps.helped()
         elif not self._settling or weight.own > self._ended_at + self._budget // 4:
-            self._shed_known(known, now)
+            self._shed_known(now)
             self._settling, self._ended_at = SETTLE, weight.own
 
     def _weighed(self, weight: _Weight) -> dict[Call, int]:
@@ -163,18 +176,31 @@ class Arrivals:
         own, least = weight.own, min(PUBLIC_BUDGET, self._budget)
         return {call: grown for call, level in self._levels.items() if (grown := own - level.own) > least}
 
-    def _shed_known(self, known: list[Call], now: float) -> None:
-        """Bodies first: a slow body holds something, most streams that wait do not."""
-        bodies = [call for call in known if call in self._bodies]
-        streams = [call for call in known if call in self._streams]
-        if bodies and not self._body_steps.all_gone:
-            self._end(self._body_steps.next(bodies, now))
-        elif streams and not self._stream_steps.all_gone:
-            self._end(self._stream_steps.next(streams, now))
-        else:
-            # All went, and the process is as large as before: it is not what arrives.
-            self._recent.clear()
-            self._levels.clear()
+    def _shed_known(self, now: float) -> None:
+        """Bodies first: a slow body holds something, most streams that wait do not. Of all that arrives, whenever it
+        began: what is grown beyond the budget since an old call began may have come with the new ones."""
+        brought = self._brought()
+        for steps, arriving in ((self._body_steps, self._bodies), (self._stream_steps, self._streams)):
+            calls = {call: brought[call] for call in arriving if call in brought}
+            if calls and not steps.all_gone and (going := steps.next(calls, now)):
+                self._end(going)
+                return
+        # All went, and the process is as large as before: it is not what arrives.
+        self._recent.clear()
+        self._levels.clear()
+
+    def _brought(self) -> dict[Call, float]:
+        """By each call of a known caller, an equal share of what its connection has brought. Of a connection that is
+        not known, an equal part of the budget is taken for it."""
+        undelivered = self._undelivered()
+        arriving = [*self._bodies, *self._streams]
+        sharing = Counter(call.connection for call in arriving)
+        unknown = self._budget / max(1, len(arriving))
+        return {
+            call: undelivered[call.connection] / sharing[call.connection] if call.connection in undelivered else unknown
+            for call in arriving
+            if not call.method.access.public
+        }
 
     def _end(self, calls: Iterable[Call]) -> None:
         for call in calls:

@@ -18,6 +18,7 @@ from inferplane.server.errors import InferplaneError
 from inferplane.server.fairness import FairGate
 from inferplane.server.rpc.arrivals import LOOK_INTERVAL, Arrivals, give_back_free_memory, resident_memory
 from inferplane.server.rpc.call import Call
+from inferplane.server.rpc.connections import Connections
 
 __all__ = ["BodyReader"]
 
@@ -38,13 +39,15 @@ class BodyReader:
     """Reads bodies. What arrives slowly may make the process grow by `budget` bytes, of public methods by 64 MiB, and
     must be whole after `time_limit` seconds, of public methods after 5."""
 
-    def __init__(self, budget: int, time_limit: float) -> None:
+    def __init__(self, budget: int, time_limit: float, window: float) -> None:
+        """`window`: seconds for which something may arrive until it is whole, at most."""
         self._gate = FairGate(_FULL, capacity=QUICK, each=QUICK_EACH, waiting=WAITING, waiting_each=WAITING_EACH)
         self._public_gate = FairGate(
             _FULL, capacity=PUBLIC_QUICK, each=PUBLIC_QUICK_EACH, waiting=WAITING, waiting_each=WAITING_EACH
         )
         self._quick: dict[Call, float] = {}
-        self.arrivals = Arrivals(budget, time_limit)
+        self._connections = Connections(window)
+        self.arrivals = Arrivals(budget, time_limit, self._connections.undelivered)
 
     async def read(self, call: Call) -> bytes:
         """The body. Raises MALFORMED_REQUEST where there is none, and OVERLOADED.
@@ -65,6 +68,7 @@ class BodyReader:
                 self.arrivals.over(call)
         if body is grpc.aio.EOF:
             raise InferplaneError(ErrorReason.ERROR_REASON_MALFORMED_REQUEST, detail="there is none")
+        self._connections.deliver(call.connection, len(body))
         return body  # type: ignore[no-any-return] # bytes, where there is no deserialiser
 
     def _gate_of(self, call: Call) -> tuple[FairGate, str]:
@@ -77,9 +81,12 @@ class BodyReader:
         """The next message of a stream, or EOF."""
         self.arrivals.message(call)
         try:
-            return await call.context.read()
+            message = await call.context.read()
         finally:
             self.arrivals.over(call)
+        if message is not grpc.aio.EOF:
+            self._connections.deliver(call.connection, len(message))
+        return message
 
     async def messages(self, call: Call) -> AsyncIterator[bytes]:
         """All messages of a stream."""
@@ -94,6 +101,7 @@ class BodyReader:
             while True:
                 await asyncio.sleep(LOOK_INTERVAL)
                 now = time.monotonic()
+                self._connections.sample(now)
                 self._demote(now)
                 if self.arrivals.look(now, resident_memory(statm)):
                     await asyncio.to_thread(give_back_free_memory)

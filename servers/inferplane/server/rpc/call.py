@@ -66,9 +66,14 @@ class Call:
             check(message)
 
     @property
+    def connection(self) -> str:
+        """The other end of its connection: address and port."""
+        return str(self.context.peer())
+
+    @property
     def peer(self) -> str:
         """Who sends it, as far as the address tells."""
-        return address_of(str(self.context.peer()))
+        return address_of(self.connection)
 
     def end(self, error: InferplaneError) -> None:
         """End the call with `error`, from outside of its task."""

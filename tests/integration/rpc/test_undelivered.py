@@ -1,0 +1,79 @@
+"""What the kernel and we know of a connection together: how many bytes it has brought that are not whole yet."""
+
+import pytest
+
+from inferplane.server.rpc.connections import Connections
+from tests.support.http2 import RawConnection, raw_connection
+from tests.support.mesh import until
+from tests.support.stand import STREAM, DataPlane, bearer, data_plane, infer_request
+
+MIB = 1 << 20
+LARGE = infer_request(values=MIB // 4).SerializeToString()
+FRAMED = b"\0" + len(LARGE).to_bytes(4, "big") + LARGE
+
+
+def connections(plane: DataPlane) -> Connections:
+    return plane.server.bodies._connections
+
+
+async def open_stream(plane: DataPlane, connection: RawConnection, user: str = "alice") -> tuple[int, str]:
+    """A stream that was answered once, and how its connection is called."""
+    stream = await connection.open(STREAM, bearer(user))
+    known = set(plane.server.calls._calls)
+    await until(lambda: len(plane.server.calls._calls) == len(known) + 1)
+    (call,) = plane.server.calls._calls - known
+    return stream, call.connection
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
+async def test_what_is_not_whole_counts_with_its_connection(host: str) -> None:
+    async with (
+        data_plane(host=host) as plane,
+        raw_connection(plane.address) as pouring,
+        raw_connection(plane.address) as idle,
+    ):
+        stream, heavy = await open_stream(plane, pouring)
+        _, light = await open_stream(plane, idle, "bob")
+        await pouring.send(stream, FRAMED[:-1])
+        await until(lambda: connections(plane).undelivered()[heavy] > MIB)
+        assert connections(plane).undelivered()[heavy] < MIB + (64 << 10)
+        assert connections(plane).undelivered()[light] < 1 << 10
+
+
+async def test_what_was_delivered_does_not_count() -> None:
+    async with data_plane() as plane, raw_connection(plane.address) as connection:
+        stream, name = await open_stream(plane, connection)
+        for number in range(20):
+            await connection.send(stream, FRAMED)
+            await until(lambda: len(plane.triton.requests) > number)  # noqa: B023 - awaited here
+        assert connections(plane).undelivered()[name] < 64 << 10
+
+
+async def test_what_came_before_the_window_does_not_count() -> None:
+    counted = Connections(window=6)
+    async with data_plane() as plane, raw_connection(plane.address) as connection:
+        stream, name = await open_stream(plane, connection)
+        counted.sample(0)
+        await connection.send(stream, FRAMED[:-1])
+        await until(lambda: counted.undelivered()[name] > MIB)
+        for second in range(1, 7):
+            counted.sample(second)
+            assert counted.undelivered()[name] > MIB
+        counted.sample(7)
+        assert counted.undelivered()[name] == 0
+
+
+async def test_connections_that_are_gone_are_forgotten() -> None:
+    counted = Connections(window=6)
+    async with data_plane() as plane:
+        async with raw_connection(plane.address) as connection:
+            _, name = await open_stream(plane, connection)
+            counted.deliver(name, 1)
+            counted.sample(0)
+            assert counted._delivered[name] == 1
+
+        def forgotten() -> bool:
+            counted.sample(counted._sampled + 1)
+            return name not in counted._delivered and name not in counted.undelivered()
+
+        await until(forgotten)
