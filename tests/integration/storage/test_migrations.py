@@ -26,7 +26,7 @@ from inferplane.server.inference import tables as inference
 from inferplane.server.reporting import tables as reporting
 from inferplane.server.settings import ServiceName, Settings
 from inferplane.server.storage import audit, migrate
-from inferplane.server.storage.database import asyncpg_dsn
+from inferplane.server.storage.database import Database, asyncpg_dsn
 from inferplane.server.storage.database import database_url as url_of
 from inferplane.server.storage.schema import MIN_SCHEMA, SCHEMA_VERSION, SchemaVersionError, check_version
 from tests.conftest import execute
@@ -225,6 +225,24 @@ async def test_people_and_services_that_can_go_on_hold_up_no_migration(
     await migrate.migrate(database_url)
     await person.close()
     await service.close()
+
+
+async def test_what_meets_a_table_that_was_migrated_meanwhile_may_be_repeated(
+    settings: Settings, database_url: URL
+) -> None:
+    database = Database(settings, ServiceName.AUTH)
+
+    async def read() -> None:
+        async with database.transaction() as connection:
+            await connection.execute(auth.signing_key.select())
+
+    await read()
+    await execute(database_url, "ALTER TABLE auth.signing_key ALTER COLUMN kid TYPE varchar")
+    with pytest.raises(InferplaneError) as refused:
+        await read()
+    assert refused.value.reason == ErrorReason.ERROR_REASON_DEPENDENCY_UNAVAILABLE
+    await read()
+    await database.close()
 
 
 async def test_each_connection_of_a_service_is_called_so(settings: Settings, database_url: URL) -> None:
