@@ -3,6 +3,7 @@
 import ast
 import asyncio
 import inspect
+import re
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
@@ -43,6 +44,8 @@ from tests.support.database import audit_events, rows
 from tests.support.mesh import running_mesh, until
 
 MIGRATIONS = Path(migrate.__file__).parent / "migrations"
+SERVER = Path(migrate.__file__).parents[1]
+ALL_COLUMNS = re.compile(r"\b(select|returning)\s+(all\s+|distinct\s+)?([^;]*?,\s*)?(\w+\.)?\*", re.IGNORECASE)
 REPOSITORIES = (artifact_repository, upload_repository, auth_repository, inference_repository, reporting_repository)
 
 
@@ -74,6 +77,15 @@ async def test_the_tables_are_those_that_the_repositories_describe(database_url:
     async with engine.connect() as connection:
         assert await connection.run_sync(differences) == []
     await engine.dispose()
+
+
+def test_views_and_statements_name_their_columns() -> None:
+    """A view keeps what `*` stood for when it was made, and a statement would meet columns that come later."""
+    parsed = [ast.parse(file.read_text()) for file in SERVER.rglob("*.py")]
+    nodes = [node for tree in parsed for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+    texts = [node.value for node in nodes if isinstance(node.value, str)]
+    assert sum("CREATE VIEW" in text for text in texts) >= 4
+    assert [text for text in texts if ALL_COLUMNS.search(text)] == []
 
 
 async def test_migrating_again_changes_nothing(database_url: URL) -> None:
