@@ -22,6 +22,7 @@ from inferplane.auth.v1 import auth_service_pb2, auth_service_pb2_grpc
 from inferplane.client import Inferplane
 from inferplane.client.errors import InferplaneClientError
 from inferplane.server.embedded.postgres import EmbeddedPostgres
+from tests.support.embedded_triton import assert_gone
 from tests.support.http import get
 from tests.support.kills import survive
 from tests.support.loop_thread import LoopThread
@@ -199,6 +200,18 @@ async def test_a_hung_triton_stops_inference_alone_and_both_recover(own_up: Up, 
         triton.resume()
         await asyncio.to_thread(wait_for, lambda: all_are(up, {"inference": DATA_PLANE}, SERVING), 5)
         await until_predicts(plane, 5)
+
+
+async def test_a_triton_that_hangs_for_good_is_replaced_and_serves_its_models_again(own_up: Up, tmp_path: Path) -> None:
+    up = own_up
+    async with up.admin() as plane:
+        await deploy(plane, tmp_path)
+        (hung,) = tritons(up)
+        old = [hung, *hung.children()]
+        hung.suspend()
+        await asyncio.to_thread(wait_for, lambda: [triton.pid for triton in tritons(up)] not in ([], [hung.pid]), 40)
+        await until_predicts(plane, 30)
+        await assert_gone(old)
 
 
 async def test_a_hung_postgres_leaves_the_data_plane_and_all_recover(own_up: Up, tmp_path: Path) -> None:

@@ -22,6 +22,8 @@ from tests.support.up import Up, running_up
 
 SIZE = 256 << 20
 """An empty mesh takes 43 MiB of it."""
+FULL = 12.0
+"""Seconds. Long enough for all pauses of what is tried again."""
 SERVICES = ("auth", "artifact", "inference", "reporting")
 CALLS = re.compile(r'inferplane_rpc_calls_total\{code="(\w+)",method="([^"]+)".*} (.*)')
 WAITING = "inferplane_prediction_records_waiting "
@@ -123,7 +125,7 @@ async def end_database(up: Up) -> None:
                 connection.terminate()
 
 
-async def survive_full_disk(disk: Path, seconds: float = 0) -> None:
+async def survive_full_disk(disk: Path, seconds: float) -> None:
     async with working(disk) as mesh:
         await mesh.round()
         failed_before = mesh.failed_calls()
@@ -137,7 +139,7 @@ async def survive_full_disk(disk: Path, seconds: float = 0) -> None:
 
 
 async def test_a_full_disk_fails_no_read_and_loses_no_record(disk: Path) -> None:
-    await survive_full_disk(disk)
+    await survive_full_disk(disk, FULL)
 
 
 async def test_a_database_that_ended_itself_on_a_full_disk_comes_back_and_no_record_is_lost(disk: Path) -> None:
@@ -147,7 +149,7 @@ async def test_a_database_that_ended_itself_on_a_full_disk_comes_back_and_no_rec
         with full(disk):
             await mesh.until_records_wait(100)
             await end_database(mesh.up)
-            await mesh.until_records_wait(110)
+            await mesh.until_records_wait(110, FULL)
         await mesh.until_all_is_recorded()
         # What needs the database has failed meanwhile, saying so.
         assert set(mesh.failed_reads) <= {"DEPENDENCY_UNAVAILABLE"}

@@ -9,6 +9,7 @@ import h2.config
 import h2.connection
 import h2.events
 import h2.exceptions
+from h2.settings import SettingCodes
 
 __all__ = ["RawConnection", "raw_connection"]
 
@@ -36,6 +37,16 @@ class RawConnection:
         """Say hello."""
         self._http2.initiate_connection()
         await self._flush()
+
+    @property
+    def most_streams(self) -> int:
+        """How many streams at once the server has said that it takes; very many before it has said so."""
+        return self._http2.remote_settings.max_concurrent_streams
+
+    def ignore_most_streams(self) -> None:
+        """Open as many as we like from now on."""
+        self._http2.remote_settings[SettingCodes.MAX_CONCURRENT_STREAMS] = 1 << 31
+        self._http2.remote_settings.acknowledge()
 
     async def open(self, path: str, headers: Headers = ()) -> int:
         """Send a call's headers; the stream's number."""

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from inferplane.server.log_files import LogFile
+from tests.support.small_disk import small_disk
 
 LIMIT = 20_000
 WRITER = """
@@ -80,22 +81,17 @@ def test_a_log_that_nobody_has_open_is_put_away(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    if os.geteuid() != 0:
-        pytest.skip("only root can mount")
-    mount = subprocess.run(["/bin/mount", "-t", "tmpfs", "-o", "size=64k", "none", tmp_path], check=False)
-    if mount.returncode:
-        pytest.skip("this system does not let us mount")
-    yield tmp_path
-    subprocess.run(["/bin/umount", tmp_path], check=True)
+def disk(tmp_path: Path) -> Iterator[Path]:
+    with small_disk(tmp_path, 64 << 10) as place:
+        yield place
 
 
-def test_on_a_full_disk_the_log_and_its_old_ones_stay_as_they_were(small_disk: Path) -> None:
-    log = LogFile(small_disk / "log", 1000)
-    (small_disk / "log.1").write_text("old")
+def test_on_a_full_disk_the_log_and_its_old_ones_stay_as_they_were(disk: Path) -> None:
+    log = LogFile(disk / "log", 1000)
+    (disk / "log.1").write_text("old")
     write(log, b"y" * 40_000)
     with pytest.raises(OSError, match="No space left") as caught:
         log.bound()
     assert caught.value.errno == errno.ENOSPC
-    assert {file.name for file in small_disk.iterdir()} == {"log", "log.1"}
-    assert (small_disk / "log").read_bytes() == b"y" * 40_000
+    assert {file.name for file in disk.iterdir()} == {"log", "log.1"}
+    assert (disk / "log").read_bytes() == b"y" * 40_000

@@ -22,7 +22,9 @@ _SIGNATURES = """
         SELECT model, version, digest, signature FROM policy.routes
         UNION ALL SELECT model, version, digest, signature FROM policy.other_targets
     ) AS target
-    WHERE (model, version, digest) IN (SELECT * FROM unnest($1::text[], $2::integer[], $3::text[]))
+    WHERE (model, version, digest) IN (
+        SELECT m, v, d FROM unnest($1::text[], $2::integer[], $3::text[]) AS wanted (m, v, d)
+    )
 """
 
 Key = tuple[str, int, str]

@@ -57,7 +57,7 @@ refresh_token = sa.Table(
 signing_key = sa.Table(
     "signing_key",
     metadata,
-    sa.Column("kid", sa.Text, primary_key=True),
+    sa.Column("kid", _name, primary_key=True),
     sa.Column("private_jwk", sa.LargeBinary, nullable=False),
     sa.Column("public_jwk", postgresql.JSONB, nullable=False),
     sa.Column("created_at", _when, nullable=False),

@@ -44,6 +44,9 @@ def channel_arguments(settings: Settings, max_message_size: int) -> list[tuple[s
         ("grpc.http2.bdp_probe", 0),
         ("grpc.http2.lookahead_bytes", LOOKAHEAD),
         ("grpc.max_concurrent_streams", settings.max_streams_per_connection),
+        # Calls that have been answered, but not let go of yet, count as well; without room for them gRPC refuses those
+        # that its clients have kept back until then.
+        ("grpc.http2.max_deallocating_streams", settings.max_streams_per_connection),
         ("grpc.max_allowed_incoming_connections", settings.max_connections),
         # A stranger's 32 KiB would be 32 MiB here before anybody has looked at them.
         ("grpc.compression_enabled_algorithms_bitset", NO_COMPRESSION),

@@ -81,7 +81,9 @@ def asyncpg_dsn(url: URL) -> str:
 def _is_outage(error: BaseException) -> bool:
     if isinstance(error, DBAPIError) and error.orig is not None:
         state = getattr(error.orig, "sqlstate", None) or ""
-        return isinstance(error, OperationalError | InterfaceError) or state.startswith(_OUTAGE_STATES)
+        # A table that a migration has changed meanwhile is known anew when the call is repeated.
+        migrated = isinstance(error.orig.__cause__, asyncpg.InvalidCachedStatementError)
+        return migrated or isinstance(error, OperationalError | InterfaceError) or state.startswith(_OUTAGE_STATES)
     if isinstance(error, asyncpg.PostgresError):
         return (error.sqlstate or "").startswith(_OUTAGE_STATES)
     return isinstance(error, (*_OUTAGES, asyncpg.InterfaceError))

@@ -7,7 +7,7 @@ from inferplane.server.storage.database import asyncpg_dsn
 
 __all__ = ["BREAK", "MIN_SCHEMA", "SCHEMA_VERSION", "SchemaVersionError", "check_not_newer", "check_version"]
 
-SCHEMA_VERSION = "0007"
+SCHEMA_VERSION = "0008"
 """The newest that this release knows, and what it migrates to. Versions sort as text."""
 MIN_SCHEMA = "0007"
 """The oldest that this release works with."""

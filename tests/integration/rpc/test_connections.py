@@ -1,0 +1,70 @@
+"""How many calls at once one connection is good for."""
+
+import asyncio
+from typing import Any
+
+import grpc
+
+from inferplane.auth.v1 import auth_service_pb2 as pb
+from tests.support.http2 import raw_connection
+from tests.support.mesh import until
+from tests.support.stand import WHO, bearer, running, who_am_i
+
+MOST = 3
+BODY = bytes(5)
+"""An empty message, as it goes over the wire."""
+
+
+class Waiting:
+    """WhoAmI, which answers once `go` is set."""
+
+    def __init__(self) -> None:
+        self.go = asyncio.Event()
+        self.now = 0
+        self.most = 0
+
+    async def __call__(self, _request: Any, _context: Any) -> pb.WhoAmIResponse:
+        self.now += 1
+        self.most = max(self.most, self.now)
+        await self.go.wait()
+        self.now -= 1
+        return pb.WhoAmIResponse()
+
+
+async def test_calls_beyond_the_most_of_a_connection_wait_for_those_before_them() -> None:
+    waiting = Waiting()
+    async with (
+        running(who_am_i(waiting), max_streams_per_connection=MOST) as server,
+        grpc.aio.insecure_channel(server.address, options=[("grpc.use_local_subchannel_pool", 1)]) as other,
+    ):
+        calls = asyncio.gather(*(server.call() for _ in range(20)))
+        await until(lambda: waiting.now >= MOST)
+        # Calls that come later, by a connection with places, are handled all the same.
+        method: Any = other.unary_unary(WHO)
+        others = asyncio.gather(*(method(b"", metadata=bearer("bob")) for _ in range(MOST)))
+        await until(lambda: waiting.now >= 2 * MOST)
+        assert waiting.now == 2 * MOST
+        waiting.go.set()
+        await others
+        await calls
+
+
+async def test_calls_of_who_opens_more_than_was_said_are_refused_and_the_others_answered() -> None:
+    waiting = Waiting()
+    async with (
+        running(who_am_i(waiting), max_streams_per_connection=MOST) as server,
+        raw_connection(server.address) as connection,
+    ):
+        await until(lambda: connection.most_streams == MOST)
+        connection.ignore_most_streams()
+        streams = [await connection.open(WHO, bearer()) for _ in range(10)]
+        for stream in streams:
+            await connection.send(stream, BODY, last=True)
+        await until(lambda: connection.ended >= set(streams[MOST:]))
+        assert not connection.trailers
+        assert waiting.most == MOST
+        waiting.go.set()
+        await until(lambda: connection.ended >= set(streams))
+        assert {stream: trailers["grpc-status"] for stream, trailers in connection.trailers.items()} == dict.fromkeys(
+            streams[:MOST], "0"
+        )
