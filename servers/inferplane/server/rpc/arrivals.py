@@ -110,7 +110,7 @@ class Arrivals:
         self._body_steps, self._stream_steps = _Steps(), _Steps()
         self._until_give_back = self._settling = 0
         self._ended_since = False
-        self._ended_at = 0
+        self._ended_with = 0
         self.held_elsewhere: Callable[[], int] = lambda: 0
         """Bytes that this process holds for something else, and will let go: they are not weighed."""
 
@@ -163,14 +163,14 @@ class Arrivals:
         if not known:
             self._body_steps.helped()
             self._stream_steps.helped()
-        elif not self._settling or weight.own > self._ended_at + self._budget // 4:
+        elif not self._settling or weight.own > self._ended_with + self._budget // 4:
             self._shed_known(now)
-            self._settling, self._ended_at = SETTLE, weight.own
+            self._settling, self._ended_with = SETTLE, weight.own
 
     def _weighed(self, weight: _Weight) -> dict[Call, int]:
         """By how many bytes the process has grown, beside what has grown elsewhere, since each began to arrive; only
         of those of which it is more than any may."""
-        lowest = _Weight(*map(min, zip(*self._recent, strict=True)))
+        lowest = min(self._recent, key=lambda recent: recent.own)
         arriving = (*self._bodies, *self._streams)
         self._levels = {call: self._levels.get(call, lowest).lowered_to(weight) for call in arriving}
         own, least = weight.own, min(PUBLIC_BUDGET, self._budget)
