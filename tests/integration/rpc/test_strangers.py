@@ -8,6 +8,7 @@ from typing import Any
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from opentelemetry import trace
 from structlog.testing import capture_logs
 from tritonclient.grpc import service_pb2
 
@@ -159,3 +160,67 @@ async def test_strangers_do_not_fill_the_log_and_leave_their_address(monkeypatch
         assert 0 < len(refused) <= 5 * (seconds + 2)
         assert {line["address"] for line in refused} == {"ipv4:127.0.0.1"}
         assert [line["caller"] for line in logs if line["code"] == "OK"] == ["users/alice"]
+
+
+TRACE = "0af7651916cd43dd8448eb211c80319c"
+PARENT = f"00-{TRACE}-b7ad6b7169203331-01"
+
+
+class Traced:
+    """Answers, and keeps the trace that it was called in."""
+
+    def __init__(self) -> None:
+        self.trace_id = ""
+        self.state: dict[str, str] = {}
+
+    async def answer(self, _request: Any, _context: Any) -> Any:
+        context = trace.get_current_span().get_span_context()
+        self.trace_id = trace.format_trace_id(context.trace_id)
+        self.state = dict(context.trace_state)
+        return pb.WhoAmIResponse()
+
+
+async def test_a_call_goes_on_in_the_trace_of_its_client() -> None:
+    traced = Traced()
+    async with running(who_am_i(traced.answer)) as server:
+        method: Any = server.channel.unary_unary(WHO)
+        await method(b"", metadata=[*bearer(), ("traceparent", PARENT), ("tracestate", "a=1,b=2")])
+    assert (traced.trace_id, traced.state) == (TRACE, {"a": "1", "b": "2"})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("baggage", ",".join(["k" * 200] * 40)),
+        ("traceparent", PARENT + " " * 8000),
+        ("tracestate", ",".join(["k" * 200] * 40)),
+        ("tracestate", "="),
+        ("tracestate", ",".join(f"k{number}=v" for number in range(40))),
+    ],
+)
+async def test_odd_headers_of_strangers_leave_no_lines_of_libraries(
+    name: str, value: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running(who_am_i(answer)) as server:
+        method: Any = server.channel.unary_unary(WHO)
+        await failure(method(b"", metadata=[("traceparent", PARENT), (name, value)]))
+    assert caplog.records == []
+
+
+async def test_baggage_of_strangers_takes_no_time() -> None:
+    async with running(who_am_i(answer)) as server:
+        method: Any = server.channel.unary_unary(WHO)
+        before = time.process_time()
+        for _ in range(20):
+            await failure(method(b"", metadata=[("baggage", "a=b" + " " * 7500 + "c")]))
+        # To parse it takes ten times as long.
+        assert time.process_time() - before < 0.2
+
+
+async def test_a_long_tracestate_is_left_out_of_the_trace() -> None:
+    traced = Traced()
+    async with running(who_am_i(traced.answer)) as server:
+        method: Any = server.channel.unary_unary(WHO)
+        state = ",".join(f"{'k' * 100}{number}={'v' * 100}" for number in range(10))
+        await method(b"", metadata=[*bearer(), ("traceparent", PARENT), ("tracestate", state)])
+    assert (traced.trace_id, traced.state) == (TRACE, {})
