@@ -1,15 +1,20 @@
 """Logging while the log cannot be written, in a process of its own, because logging is configured for a process."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from structlog.testing import capture_logs
 
+from inferplane.server import log_pace
+from inferplane.server.logging import LINES_A_SECOND, LONGEST, _Bridge
 from inferplane.server.standard_error import StandardError
 
 PROGRAM = """
@@ -82,6 +87,46 @@ def test_a_process_without_standard_error_logs_into_nobody_elses_file(tmp_path: 
     result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=60)
     assert result.stdout.strip() == str(LINES)
     assert other.read_text() == ""
+
+
+class Libraries:
+    """Say what they are told to, in seconds that pass on command."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        self._bridge = _Bridge()
+        monkeypatch.setattr(log_pace, "time", SimpleNamespace(monotonic=lambda: self.now))
+
+    def say(self, name: str, text: str) -> None:
+        self._bridge.handle(logging.makeLogRecord({"name": name, "levelno": logging.ERROR, "msg": text}))
+
+
+@pytest.fixture
+def libraries(monkeypatch: pytest.MonkeyPatch) -> Libraries:
+    return Libraries(monkeypatch)
+
+
+def test_what_a_library_says_without_end_is_counted_and_not_written(libraries: Libraries) -> None:
+    with capture_logs() as lines:
+        for _ in range(1000):
+            libraries.say("noisy", "again")
+        libraries.now += 1
+        libraries.say("noisy", "later")
+    assert [line["lines_suppressed"] for line in lines] == [None] * LINES_A_SECOND + [1000 - LINES_A_SECOND]
+
+
+def test_a_library_that_says_much_silences_no_other(libraries: Libraries) -> None:
+    with capture_logs() as lines:
+        for _ in range(1000):
+            libraries.say("noisy", "again")
+        libraries.say("quiet", "once")
+    assert lines[-1]["event"] == "once"
+
+
+def test_what_a_library_says_is_cut(libraries: Libraries) -> None:
+    with capture_logs() as lines:
+        libraries.say("noisy", "x" * 60_000)
+    assert len(lines[0]["event"]) == LONGEST
 
 
 @pytest.fixture

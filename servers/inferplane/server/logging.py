@@ -2,19 +2,26 @@
 
 import json
 import logging
+from collections import defaultdict
 from typing import Any
 
 import structlog
 
+from inferplane.server.log_pace import LogPace
 from inferplane.server.standard_error import StandardError
 
 __all__ = ["configure_logging"]
+
+LINES_A_SECOND = 10
+"""Of each library's logger: strangers can make some speak, such as gRPC by bytes in a header that are no text."""
+LONGEST = 2000
+"""Characters of what a library says; what strangers send it may be among them."""
 
 
 def configure_logging(level: str, **bound: str) -> StandardError:
     """Log at `level` and above, with `bound` (such as the service's name) on every line; gives where the lines go.
 
-    Libraries that use the standard library's `logging` are heard from level `warning` on, in the same form.
+    Libraries that use the standard library's `logging` are heard from level `warning` on, in the same form and paced.
     """
     output = StandardError()
     structlog.configure(
@@ -46,15 +53,28 @@ class _Lines:
 
 
 class _Bridge(logging.Handler):
-    """Says in our form what the standard library's loggers are told."""
+    """Says in our form what the standard library's loggers are told, at most so much of each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._paces: defaultdict[str, LogPace] = defaultdict(lambda: LogPace(LINES_A_SECOND))
 
     def emit(self, record: logging.LogRecord) -> None:
+        pace = self._paces[record.name]
+        if not pace.passes():
+            return
         try:
             text = record.getMessage()
         except Exception:  # noqa: BLE001 - arguments that do not fit the message must not hide it
             text = str(record.msg)
         level = next(level for level in _LEVELS if record.levelno >= level)
-        structlog.get_logger().log(level, text, logger=record.name, exc_info=record.exc_info)
+        structlog.get_logger().log(
+            level,
+            text[:LONGEST],
+            logger=record.name,
+            exc_info=record.exc_info,
+            lines_suppressed=pace.take_suppressed() or None,
+        )
 
 
 _LEVELS = (logging.CRITICAL, logging.ERROR, logging.WARNING, logging.INFO, logging.NOTSET)
