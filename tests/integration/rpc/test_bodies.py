@@ -1,6 +1,9 @@
 """Bodies of unary requests: who is not known gets nothing read, and nobody's bodies hold what others need."""
 
 import asyncio
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
@@ -126,3 +129,50 @@ async def test_connections_beyond_the_limit_are_not_served() -> None:
             await second.open(WHO, bearer())
             await asyncio.wait_for(third.closed.wait(), 10)
             await server.call()
+
+
+class Watch:
+    """Looks at slow bodies, each time of which it is time to give back memory, which lasts until `released`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.looks = self.given_back = 0
+        self.released = threading.Event()
+        self._reader = bodies.BodyReader(MIB, 30, 30)
+        monkeypatch.setattr(self._reader.arrivals, "look", self._look)
+        monkeypatch.setattr(bodies, "give_back_free_memory", self._give_back)
+
+    def _look(self, _now: float, _resident: int) -> bool:
+        self.looks += 1
+        return True
+
+    def _give_back(self) -> None:
+        self.given_back += 1
+        self.released.wait(30)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        sweeping = asyncio.create_task(self._reader.sweep())
+        try:
+            yield
+        finally:
+            self.released.set()
+            sweeping.cancel()
+
+
+async def test_memory_is_given_back_where_no_thread_of_others_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    watch, strangers = Watch(monkeypatch), threading.Event()
+    watch.released.set()
+    taken = [asyncio.ensure_future(asyncio.to_thread(strangers.wait, 30)) for _ in range(100)]
+    try:
+        async with watch.running():
+            await until(lambda: watch.given_back >= 2)
+    finally:
+        strangers.set()
+        await asyncio.gather(*taken)
+
+
+async def test_slow_bodies_are_looked_after_while_memory_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    watch = Watch(monkeypatch)
+    async with watch.running():
+        await until(lambda: watch.looks >= 3)
+        assert watch.given_back == 1

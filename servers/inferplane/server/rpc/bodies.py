@@ -9,6 +9,7 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
@@ -95,17 +96,23 @@ class BodyReader:
 
     async def sweep(self) -> None:
         """Look after the slow ones, until cancelled."""
-        # Opened once: where no descriptor is left, slow bodies are looked after all the same.
+        # Both once, at the beginning: where neither descriptor nor thread is left, slow bodies are looked after all the
+        # same. The thread is its own, because strangers can keep the common ones busy.
         statm = os.open("/proc/self/statm", os.O_RDONLY)
+        thread = ThreadPoolExecutor(1, "give_back")
         try:
+            giving, due = thread.submit(give_back_free_memory), False
             while True:
                 await asyncio.sleep(LOOK_INTERVAL)
                 now = time.monotonic()
                 self._connections.sample(now)
                 self._demote(now)
-                if self.arrivals.look(now, resident_memory(statm)):
-                    await asyncio.to_thread(give_back_free_memory)
+                due |= self.arrivals.look(now, resident_memory(statm))
+                if due and giving.done():
+                    giving.result()
+                    giving, due = thread.submit(give_back_free_memory), False
         finally:
+            thread.shutdown(wait=False)
             os.close(statm)
 
     def _demote(self, now: float) -> None:
