@@ -1,8 +1,12 @@
 """Workload tokens, from signer to verifier."""
 
+import asyncio
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
+from joserfc import jwt
 
 from inferplane.server.access.credentials import bearer_token
 from inferplane.server.errors import InferplaneError
@@ -54,3 +58,23 @@ async def test_without_auths_keys_access_tokens_wait_and_workload_tokens_do_not(
 def test_no_private_key_is_among_the_public_ones(keys_dir: Path) -> None:
     assert '"d"' not in (keys_dir / "workloads.jwks").read_text()
     assert {path.stat().st_mode & 0o777 for path in keys_dir.iterdir()} == {0o600}
+
+
+async def test_work_of_others_does_not_wait_behind_forged_tokens(
+    verifier: Verifier, keys_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = threading.Event()
+
+    def decode(*_arguments: Any) -> None:
+        done.wait(30)
+        raise ValueError
+
+    monkeypatch.setattr(jwt, "decode", decode)
+    forged = [asyncio.ensure_future(verifier.verify(token(keys_dir))) for _ in range(100)]
+    try:
+        # All of them are under way when their tasks have run once.
+        await asyncio.sleep(0)
+        assert await asyncio.wait_for(asyncio.to_thread(lambda: "done"), 10) == "done"
+    finally:
+        done.set()
+        await asyncio.gather(*forged, return_exceptions=True)
