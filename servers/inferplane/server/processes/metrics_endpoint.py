@@ -1,20 +1,80 @@
 """`/metrics`, `/healthz` and `/readyz` of one process, on a thread of their own."""
 
+import io
 import socket
+import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from socketserver import ThreadingMixIn
-from threading import Thread
-from typing import Any
+from threading import Lock, Thread
+from typing import IO, Any, NamedTuple
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
+import structlog
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
+from inferplane.server.log_pace import LogPace
+
 __all__ = ["metrics_endpoint"]
+
+log = structlog.get_logger()
+
+MOST = 32
+"""Connections served at once, each by a thread; beyond them the oldest goes."""
+TIME_LIMIT = 10.0
+"""Seconds that a connection may last."""
+POLL = 0.2
+
+
+class _Connection(NamedTuple):
+    socket: socket.socket
+    thread: Thread
+    since: float
 
 
 class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._connections: list[_Connection] = []
+        self._closing = Lock()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Serve one more connection, once there is room for it."""
+        self._forget_ended()
+        if len(self._connections) >= MOST:
+            oldest = self._connections[0]
+            self._hang_up(oldest)
+            oldest.thread.join()
+        thread = Thread(target=self.process_request_thread, args=(request, client_address), daemon=True)
+        thread.start()
+        self._connections.append(_Connection(request, thread, time.monotonic()))
+
+    def service_actions(self) -> None:
+        """Hang up on those that last too long; called after each new connection, and every POLL seconds."""
+        self._forget_ended()
+        now = time.monotonic()
+        for connection in self._connections:
+            if now - connection.since > TIME_LIMIT:
+                self._hang_up(connection)
+
+    def shutdown_request(self, request: Any) -> None:
+        """Close a connection, and not while another thread hangs up on it: its number may be somebody else's then."""
+        with self._closing:
+            super().shutdown_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Only clients' faults come here, such as leaving; they are not worth a log line."""
+
+    def _hang_up(self, connection: _Connection) -> None:
+        """End what its thread waits for, and so the thread."""
+        with self._closing, suppress(OSError):
+            connection.socket.shutdown(socket.SHUT_RDWR)
+
+    def _forget_ended(self) -> None:
+        self._connections = [connection for connection in self._connections if connection.thread.is_alive()]
 
 
 class _Server6(_Server):
@@ -22,10 +82,12 @@ class _Server6(_Server):
 
 
 class _Silent(WSGIRequestHandler):
-    timeout = 10
-
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
         """Probes are not worth a log line."""
+
+    def get_stderr(self) -> IO[str]:
+        """Where it would print why an answer could not be sent."""
+        return io.StringIO()
 
 
 @contextmanager
@@ -35,6 +97,16 @@ def metrics_endpoint(host: str, port: int, registry: CollectorRegistry, ready: C
     `/healthz` is 200 while the process lives, `/readyz` is 200 while `ready()` and 503 otherwise.
     """
     metrics: Callable[..., Iterable[bytes]] = make_wsgi_app(registry)
+    pace = LogPace(1)
+
+    def logged(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        try:
+            return application(environ, start_response)
+        except Exception:
+            if pace.passes():
+                suppressed = pace.take_suppressed() or None
+                log.exception("metrics_endpoint_failed", path=environ["PATH_INFO"], lines_suppressed=suppressed)
+            raise
 
     def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         match environ["PATH_INFO"]:
@@ -49,8 +121,8 @@ def metrics_endpoint(host: str, port: int, registry: CollectorRegistry, ready: C
         start_response(status, [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))])
         return [body]
 
-    with make_server(host, port, application, _Server6 if ":" in host else _Server, _Silent) as server:
-        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.2}, daemon=True)
+    with make_server(host, port, logged, _Server6 if ":" in host else _Server, _Silent) as server:
+        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": POLL}, daemon=True)
         thread.start()
         try:
             yield server.server_port
