@@ -38,7 +38,7 @@ from inferplane.client.errors import NotFound
 
 MODEL = "digits"
 START_TIMEOUT = 60.0
-console = Console()
+console = Console(markup=False, emoji=False)
 
 
 class Trained(NamedTuple):

@@ -17,7 +17,7 @@ def transfer(invocation: Invocation, label: str) -> Iterator[Report | None]:
     if invocation.as_json or not sys.stderr.isatty():
         yield None
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(label, total=None)
         yield lambda moved, total: bar.update(task, completed=moved, total=total)

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from sqlalchemy import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from inferplane.server.auth.first_admin import create_first_admin
 from inferplane.server.commands.failures import fail, reported
+from inferplane.server.commands.terminal import console
 from inferplane.server.settings_sources import load_settings
 from inferplane.server.storage.migrate import ServicesConnectedError
 from inferplane.server.storage.migrate import migrate as run_migrations
@@ -18,7 +18,6 @@ from inferplane.server.storage.migrate import migrate as run_migrations
 __all__ = ["app"]
 
 app = typer.Typer(help="Manage the database: its schema and the first administrator.", no_args_is_help=True)
-console = Console()
 
 
 @app.command()
@@ -33,7 +32,7 @@ def migrate() -> None:
         fail("INFERPLANE_DATABASE_URL is not set; `inferplane up` migrates its own database by itself")
     with reported(SQLAlchemyError, ServicesConnectedError):
         version = asyncio.run(run_migrations(make_url(settings.database_url.get_secret_value())))
-    console.print(f"The database is at version {version}.")
+    console().print(f"The database is at version {version}.")
 
 
 @app.command("create-admin")
@@ -46,4 +45,4 @@ def create_admin(
     password = password_file.read_text().removesuffix("\n").removesuffix("\r")
     with reported(SQLAlchemyError):
         created = asyncio.run(create_first_admin(load_settings(), username, password))
-    console.print(f"Created the administrator {username}." if created else "There is an administrator already.")
+    console().print(f"Created the administrator {username}." if created else "There is an administrator already.")

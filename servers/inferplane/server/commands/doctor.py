@@ -10,11 +10,12 @@ import asyncpg
 import grpc
 import typer
 from pydantic import SecretStr
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from sqlalchemy import make_url
 
 from inferplane.server.commands.failures import reported
+from inferplane.server.commands.terminal import console
 from inferplane.server.embedded.postgres import EmbeddedPostgresError, find_binaries
 from inferplane.server.embedded.triton_wheel import EmbeddedTritonError, find_wheel
 from inferplane.server.errors import InferplaneError
@@ -155,7 +156,6 @@ def _shown(value: object) -> str:
 
 
 def _print(shown: dict[str, str], findings: list[Finding]) -> None:
-    console = Console()
     settings = Table(title="Settings", title_justify="left")
     settings.add_column("name")
     settings.add_column("value", overflow="fold")
@@ -165,5 +165,5 @@ def _print(shown: dict[str, str], findings: list[Finding]) -> None:
     for column in ("check", "", "detail"):
         checks.add_column(column, overflow="fold")
     for name, ok, detail in findings:
-        checks.add_row(name, "[green]ok[/green]" if ok else "[red]unfit[/red]", detail)
-    console.print(settings, checks)
+        checks.add_row(name, Text("ok", "green") if ok else Text("unfit", "red"), detail)
+    console().print(settings, checks)

@@ -6,6 +6,7 @@ from typing import Never
 
 import typer
 from pydantic import ValidationError
+from rich.text import Text
 
 from inferplane.server.commands.terminal import say
 from inferplane.server.embedded.postgres import EmbeddedPostgresError
@@ -28,7 +29,7 @@ EXPECTED: tuple[type[Exception], ...] = (
 
 def fail(message: str) -> Never:
     """Say what is wrong and what to do, and exit with status 1."""
-    say(f"[red]error:[/red] {message}", highlight=False)
+    say(Text.assemble(("error:", "red"), " ", message))
     raise typer.Exit(1)
 
 

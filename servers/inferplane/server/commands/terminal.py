@@ -1,14 +1,15 @@
-"""What the commands say to people, on standard error."""
+"""What the commands say to people."""
 
 import io
 import sys
 from typing import IO, cast
 
 from rich.console import Console, RenderableType
+from rich.text import Text
 
 from inferplane.server.standard_error import StandardError
 
-__all__ = ["say"]
+__all__ = ["console", "say"]
 
 
 class _Terminal(io.TextIOBase):
@@ -25,9 +26,15 @@ class _Terminal(io.TextIOBase):
         return sys.stderr is not None and sys.stderr.isatty()
 
 
-def say(what: RenderableType, *, highlight: bool = True) -> None:
-    """Print; where nobody can be told, such as on a closed or unread pipe, the command goes on all the same.
+def console(file: IO[str] | None = None) -> Console:
+    """Prints texts as they are, on standard output or into `file`: what looks like rich's markup is part of a path, an
+    address or a name."""
+    return Console(file=file, markup=False, emoji=False)
+
+
+def say(what: RenderableType) -> None:
+    """Print on standard error; where nobody can be told, such as on an unread pipe, the command goes on all the same.
 
     Texts are not broken into lines: what they say to do is to be copied.
     """
-    Console(file=cast("IO[str]", _Terminal())).print(what, highlight=highlight, soft_wrap=isinstance(what, str))
+    console(cast("IO[str]", _Terminal())).print(what, soft_wrap=isinstance(what, str | Text))

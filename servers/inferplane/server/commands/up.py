@@ -139,4 +139,4 @@ def what_next(mesh: Mesh) -> str:
 def _mesh_option(ready: dict[str, Any]) -> str:
     """What `login` must be told where the services are not at their usual ports."""
     endpoint = ready["endpoints"]["auth"]
-    return "" if endpoint == address("127.0.0.1", BASE_PORT) else f" --mesh {endpoint}"
+    return "" if endpoint == address("127.0.0.1", BASE_PORT) else f" --mesh {shlex.quote(endpoint)}"
