@@ -10,6 +10,10 @@ __all__ = ["LENGTH_DELIMITED", "Field", "TooManyFieldsError", "length_prefixed",
 
 LENGTH_DELIMITED = 2
 _SIZES = {1: 8, 5: 4}
+_KEY_BYTES = 5
+_MOST_KEY = (1 << 32) - 1
+_MOST = (1 << 64) - 1
+"""Beyond it a varint begins at 0 again: its ten bytes hold more than protobuf's own parser keeps."""
 
 
 class Field(NamedTuple):
@@ -29,7 +33,8 @@ class TooManyFieldsError(Exception):
 def scan(data: bytes, start: int, end: int, most: int) -> list[Field]:
     """The fields of the message in `data[start:end]`, at most `most`.
 
-    Raises TooManyFieldsError, and ValueError where that is no message. Groups, which nothing of ours has, are refused.
+    Raises TooManyFieldsError, and ValueError where protobuf's own parser takes it for no message. Groups, which nothing
+    of ours has, are refused.
     """
     fields: list[Field] = []
     position = start
@@ -37,7 +42,7 @@ def scan(data: bytes, start: int, end: int, most: int) -> list[Field]:
         if len(fields) >= most:
             raise TooManyFieldsError
         tag = position
-        key, position = _varint(data, position, end)
+        key, position = _varint(data, position, min(end, position + _KEY_BYTES))
         wire_type = key & 7
         begin = position
         if wire_type == LENGTH_DELIMITED:
@@ -49,7 +54,7 @@ def scan(data: bytes, start: int, end: int, most: int) -> list[Field]:
             position += _SIZES[wire_type]
         else:
             raise ValueError("unknown wire type")
-        if position > end or key < 8:
+        if position > end or not 8 <= key <= _MOST_KEY:
             raise ValueError("no message")
         fields.append(Field(key >> 3, wire_type, tag, begin, position))
     return fields
@@ -81,7 +86,7 @@ def _varint(data: bytes, position: int, end: int) -> tuple[int, int]:
         position += 1
         result |= (byte & 0x7F) << shift
         if byte < 0x80:
-            return result, position
+            return result & _MOST, position
         shift += 7
         if shift > 63:
             raise ValueError("over-long varint")
