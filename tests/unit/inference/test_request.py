@@ -187,3 +187,19 @@ def test_62_mib_of_anything_are_judged_in_milliseconds(hostile: str) -> None:
         assert reason_name(refused.value.reason) in ("INVALID_FIELD", "MESSAGE_TOO_LARGE")
 
     assert least_processor_time(judge) < 0.1
+
+
+ALLOWED: dict[str, Callable[[], bytes]] = {
+    "empty texts": lambda: length_prefixed(5, length_prefixed(5, b"\x42\x00" * (1 << 19))),
+    "flags one by one": lambda: length_prefixed(5, length_prefixed(5, b"\x08\x01" * (1 << 19))),
+    "unknown contents": lambda: length_prefixed(5, length_prefixed(5, b"\x78\x01" * (1 << 19))),
+    "empty inputs": lambda: length_prefixed(5, b"") * 4000,
+    "inputs of one part, and contents": lambda: length_prefixed(5, b"\x0a\x00") * 2040 + length_prefixed(7, b"") * 2040,
+    "parts of one input": lambda: length_prefixed(5, b"\x22\x00" * 4000),
+}
+
+
+@pytest.mark.parametrize("allowed", ALLOWED)
+def test_of_small_parts_as_many_as_may_be_are_read_in_milliseconds(allowed: str) -> None:
+    body = length_prefixed(1, b"m") + ALLOWED[allowed]()
+    assert least_processor_time(lambda: read(body)) < 0.02

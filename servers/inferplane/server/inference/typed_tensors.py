@@ -11,7 +11,7 @@ import numpy as np
 from inferplane.common.v1.errors_pb2 import ErrorReason
 from inferplane.inference.v1.tensor_pb2 import Tensor
 from inferplane.server.errors import InferplaneError, invalid_field
-from inferplane.server.inference.dataplane.request import MAX_FIELDS, MAX_HEAD
+from inferplane.server.inference.dataplane.request import MAX_FIELDS, MAX_HEAD, too_many_parts
 from inferplane.server.inference.wire import LENGTH_DELIMITED, TooManyFieldsError, scan
 from inferplane.server.tensors import DATATYPES, NUMPY_TYPES, byte_elements
 
@@ -52,7 +52,7 @@ def check_typed_size(body: bytes) -> None:
                 typed += size if part.number in _TYPED else 0
                 other += size if part.number not in _TYPED and part.number != _RAW else 0
     except TooManyFieldsError:
-        raise invalid_field("inputs", f"and all other parts of the request must be at most {MAX_FIELDS}") from None
+        raise too_many_parts() from None
     except ValueError:
         raise InferplaneError(ErrorReason.ERROR_REASON_MALFORMED_REQUEST) from None
     for what, size, most in (("typed values", typed, MAX_TYPED_BYTES), ("names and shapes", other, MAX_HEAD)):

@@ -25,6 +25,7 @@ __all__ = [
     "raw_positions",
     "read_envelope",
     "read_head",
+    "too_many_parts",
 ]
 
 PARSED_WHOLE = 4 << 10
@@ -34,7 +35,8 @@ MAX_HEAD = 64 << 10
 MAX_TYPED_CONTENTS = 1 << 20
 """Bytes of typed contents. They are for people; programs send raw ones, which are not parsed."""
 MAX_FIELDS = 4096
-"""Parts of a request, on all its levels."""
+"""Parts of a request, and as many of its parameters, inputs and outputs together. What is in those is bounded in bytes
+alone, as typed contents and heads are: of the most that is allowed, protobuf reads a million bytes of it in 6 ms."""
 
 MAX_PARAMETERS = 32
 _NAME, _PARAMETERS, _INPUTS, _OUTPUTS, _RAW = 1, 4, 5, 6, 7
@@ -101,7 +103,7 @@ def read_envelope(data: bytes) -> Envelope:
                 name = data[field.start : field.end].decode() if field.end - field.start <= MAX_HEAD else "?"
         return Envelope(data, name, None, fields)
     except TooManyFieldsError:
-        raise _too_many_parts() from None
+        raise too_many_parts() from None
     except (DecodeError, ValueError) as error:
         raise InferplaneError(ErrorReason.ERROR_REASON_MALFORMED_REQUEST) from error
 
@@ -119,7 +121,7 @@ def read_head(envelope: Envelope) -> InferRequest:
         _check_head_size(envelope)
         head = service_pb2.ModelInferRequest.FromString(b"".join(pieces))
     except TooManyFieldsError:
-        raise _too_many_parts() from None
+        raise too_many_parts() from None
     except (DecodeError, ValueError) as error:
         raise InferplaneError(ErrorReason.ERROR_REASON_MALFORMED_REQUEST) from error
     if head.model_name != envelope.name:
@@ -163,8 +165,12 @@ def _check_head_size(envelope: Envelope) -> None:
         )
 
 
-def _too_many_parts() -> InferplaneError:
-    return invalid_field("inputs", f"and all other parts of the request must be at most {MAX_FIELDS}")
+def too_many_parts() -> InferplaneError:
+    """Why a request of more than MAX_FIELDS parts is refused."""
+    return invalid_field(
+        "inputs",
+        f"and all other parts of the request must be at most {MAX_FIELDS}, and so must all that these consist of",
+    )
 
 
 def check_request(request: InferRequest, signature: Signature) -> None:
