@@ -13,10 +13,9 @@ from inferplane.client import Inferplane
 from inferplane.client.errors import PermissionDenied
 from tests.support.mesh import error_info
 from tests.support.onnx_models import identity
+from tests.support.paths import INFER, STREAM
 from tests.support.up import Up
 
-INFER = "/inference.GRPCInferenceService/ModelInfer"
-STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
 PASSWORD = "correct horse battery"
 
 

@@ -12,8 +12,9 @@ import grpc
 import pytest
 
 from tests.support.bystander import MODEL, p99, publish
-from tests.support.load import INFER, infer_request
+from tests.support.load import infer_request
 from tests.support.mesh import bearer
+from tests.support.paths import INFER
 from tests.support.up import Up
 
 LARGE = 1_000_000

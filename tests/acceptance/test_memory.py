@@ -16,13 +16,13 @@ from inferplane.server.settings import Settings
 from tests.support.http2 import RawConnection, raw_connection
 from tests.support.memory import growth
 from tests.support.onnx_models import identity
+from tests.support.paths import HEALTH, INFER, STREAM, WHO
 from tests.support.up import Up, running_up
 
 MIB = 1 << 20
 PASSWORD = "correct horse battery"
 SECONDS = 6.0
 """How long bodies are poured: longer than one of a public method may take."""
-STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
 REFLECTION = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
 EACH = 64 << 10
 """Bytes of one request and of its answer."""
@@ -72,10 +72,10 @@ async def poured(address: str, path: str, streams: int, size: int, metadata: Seq
 @pytest.mark.parametrize(
     ("service", "path", "streams", "size", "most"),
     [
-        ("inference", "/inference.GRPCInferenceService/ModelInfer", 20, 60 * MIB, LITTLE),
-        ("inference", "/inference.GRPCInferenceService/ModelInfer", 20, 31 * MIB, LITTLE),
-        ("inference", "/grpc.health.v1.Health/Check", 20, 31 * MIB, PUBLIC),
-        ("auth", "/inferplane.auth.v1.AuthService/WhoAmI", 300, 3 * MIB, LITTLE),
+        ("inference", INFER, 20, 60 * MIB, LITTLE),
+        ("inference", INFER, 20, 31 * MIB, LITTLE),
+        ("inference", HEALTH, 20, 31 * MIB, PUBLIC),
+        ("auth", WHO, 300, 3 * MIB, LITTLE),
         ("auth", "/inferplane.auth.v1.AuthService/Login", 300, 3 * MIB, PUBLIC),
         ("inference", REFLECTION, 20, 31 * MIB, PUBLIC),
         ("auth", REFLECTION, 300, 3 * MIB, PUBLIC),

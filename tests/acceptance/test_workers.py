@@ -12,9 +12,9 @@ from tritonclient.grpc import service_pb2
 
 from inferplane.client import Inferplane
 from tests.support.onnx_models import identity
+from tests.support.paths import INFER
 from tests.support.up import Up, running_up, wait_for
 
-METHOD = "/inference.GRPCInferenceService/ModelInfer"
 CALLS = 60
 
 
@@ -30,7 +30,7 @@ async def call_anew(address: str, token: str) -> None:
     """One call on a connection of its own, which the kernel gives to one of the workers."""
     options = [("grpc.use_local_subchannel_pool", 1)]
     async with grpc.aio.insecure_channel(address, options=options) as channel:
-        method: Any = channel.unary_unary(METHOD)
+        method: Any = channel.unary_unary(INFER)
         await method(body(), metadata=[("authorization", f"Bearer {token}")], timeout=10)
 
 

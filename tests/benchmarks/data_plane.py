@@ -29,9 +29,9 @@ from tritonclient.grpc import service_pb2
 
 from inferplane.server.processes.grpc_environment import GRPC_ENVIRONMENT
 from tests.support.onnx_models import identity
+from tests.support.paths import INFER
 from tests.support.up import Up, running_up
 
-METHOD = "/inference.GRPCInferenceService/ModelInfer"
 CLIENTS = 4
 YARDSTICK = "bare pass-through"
 Metadata = list[tuple[str, str]]
@@ -42,7 +42,7 @@ async def drive(address: str, metadata: Metadata, body: bytes, seconds: float, l
     """How many calls `lanes` sequential callers made."""
     count = 0
     async with grpc.aio.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
-        call: Any = channel.unary_unary(METHOD)
+        call: Any = channel.unary_unary(INFER)
         end = time.monotonic() + seconds
 
         async def lane() -> None:
@@ -74,7 +74,7 @@ def h2load(body_file: Path, seconds: float, in_flight: int) -> Load:
         command = [
             *("h2load", "-D", str(int(seconds)), "-c", str(CLIENTS), "-m", str(max(1, in_flight // CLIENTS))),
             *("-d", str(body_file), "-H", "content-type: application/grpc", "-H", "te: trailers", *headers),
-            f"http://{address}{METHOD}",
+            f"http://{address}{INFER}",
         ]
         output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         found = re.search(r"finished in [^,]+, ([0-9.]+) req/s", output)
@@ -99,7 +99,7 @@ def pass_through(up: Up, environment: Mapping[str, str]) -> Iterator[str]:
 def check(address: str, metadata: Metadata, body: bytes) -> None:
     """h2load counts answers with an error as answers: one real call must succeed first."""
     with grpc.insecure_channel(address) as channel:
-        call: Any = channel.unary_unary(METHOD)
+        call: Any = channel.unary_unary(INFER)
         call(body, metadata=metadata, timeout=10)
 
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import grpc
 
-from tests.support.load import INFER, infer_request
+from tests.support.load import infer_request
 from tests.support.mesh import bearer
 from tests.support.onnx_models import identity
+from tests.support.paths import INFER
 from tests.support.up import Up
 
 MODEL = "victim"

@@ -16,12 +16,13 @@ import grpc
 
 from inferplane.server.inference.wire import length_prefixed
 from inferplane.server.settings import Settings
+from tests.support.paths import INFER, PREDICT, STREAM
 
 MIB = 1 << 20
 LIMIT = Settings().max_tensor_message_size
 METHODS = (
-    "/inference.GRPCInferenceService/ModelInfer",
-    "/inferplane.inference.v1.InferenceService/Predict",
+    INFER,
+    PREDICT,
     "/inference.GRPCInferenceService/ModelReady",
     "/inference.GRPCInferenceService/RepositoryModelLoad",
 )
@@ -57,7 +58,7 @@ def attack(address: str, token: str, seed: int, end: float, statuses: "Counter[s
             method: Any = channel.unary_unary(choose.choice(METHODS))
             try:
                 if choose.random() < 0.2:
-                    stream: Any = channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")
+                    stream: Any = channel.stream_stream(STREAM)
                     for _ in stream(iter([data, data]), metadata=metadata, timeout=10):
                         statuses["answer"] += 1
                 else:

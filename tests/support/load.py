@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 from tritonclient.grpc import service_pb2
 
-INFER = "/inference.GRPCInferenceService/ModelInfer"
+from tests.support.paths import INFER
 
 
 def infer_request(model: str, size: int) -> bytes:

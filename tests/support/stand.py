@@ -30,12 +30,9 @@ from inferplane.server.rpc.interceptors.deadlines import DeadlinePolicy
 from inferplane.server.rpc.server import RpcServer
 from inferplane.server.settings import Settings
 from inferplane.server.tensors import Signature, TensorSpec
+from tests.support.paths import INFER, STREAM, WHO
 from tests.support.policy import compile_snapshot
 
-WHO = "/inferplane.auth.v1.AuthService/WhoAmI"
-INFER = f"/{SERVICE}/ModelInfer"
-STREAM = f"/{SERVICE}/ModelStreamInfer"
-PREDICT = "/inferplane.inference.v1.InferenceService/Predict"
 LIMIT = 64 << 20
 FORGED = "forged"
 

@@ -13,7 +13,8 @@ from inferplane.inference.v1.inference_service_pb2 import TENSOR_ENCODING_TYPED,
 from inferplane.server.access.snapshot import Route
 from inferplane.server.tensors import Signature, TensorSpec
 from tests.support.mesh import error_info, failure, reason
-from tests.support.stand import PREDICT, data_plane, echo, infer_request, target
+from tests.support.paths import PREDICT
+from tests.support.stand import data_plane, echo, infer_request, target
 
 Change = Callable[[service_pb2.ModelInferResponse], Any]
 

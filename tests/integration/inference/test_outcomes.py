@@ -16,7 +16,8 @@ from inferplane.server.errors import InferplaneError, invalid_field
 from inferplane.server.identity.principal import Principal
 from inferplane.server.inference.dataplane import outcome, routing
 from tests.support.mesh import failure, reason, until
-from tests.support.stand import FORGED, INFER, PREDICT, STREAM, DataPlane, data_plane, infer_request, target
+from tests.support.paths import INFER, PREDICT, STREAM
+from tests.support.stand import FORGED, DataPlane, data_plane, infer_request, target
 
 REFUSED = "inferplane_predictions_refused_total"
 PREDICTIONS = "inferplane_predictions_total"

@@ -19,6 +19,7 @@ from inferplane.server.inference import deployments
 from inferplane.server.settings import ServiceName, Settings
 from tests.support.mesh import Metadata, failure, reason
 from tests.support.onnx_models import identity
+from tests.support.paths import INFER
 from tests.support.serving import Serving, constant, serving
 
 X = 1.0
@@ -52,7 +53,7 @@ class Callers:
         request.raw_input_contents.append(struct.pack("<f", X))
         with grpc.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
             infer: Any = channel.unary_unary(
-                "/inference.GRPCInferenceService/ModelInfer",
+                INFER,
                 service_pb2.ModelInferRequest.SerializeToString,
                 service_pb2.ModelInferResponse.FromString,
             )

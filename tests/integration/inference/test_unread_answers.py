@@ -14,7 +14,8 @@ from inferplane.server.inference.dataplane import unread
 from inferplane.server.inference.dataplane.forwarder import Window
 from tests.support.http2 import RawConnection, raw_connection
 from tests.support.mesh import reason, until
-from tests.support.stand import INFER, PREDICT, DataPlane, bearer, data_plane, echo, infer_request
+from tests.support.paths import INFER, PREDICT
+from tests.support.stand import DataPlane, bearer, data_plane, echo, infer_request
 
 MIB = 1 << 20
 LARGE = infer_request(values=MIB // 4).SerializeToString()

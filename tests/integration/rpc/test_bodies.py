@@ -15,9 +15,9 @@ from inferplane.server.rpc import bodies
 from inferplane.server.rpc.arrivals import give_back_free_memory
 from tests.support.http2 import RawConnection, raw_connection
 from tests.support.mesh import error_info, failure, reason, until
-from tests.support.stand import WHO, bearer, running, who_am_i
+from tests.support.paths import HEALTH, WHO
+from tests.support.stand import bearer, running, who_am_i
 
-HEALTH = "/grpc.health.v1.Health/Check"
 MIB = 1 << 20
 ENDLESS = b"\0" + (60 * MIB).to_bytes(4, "big") + bytes(60 * MIB)
 

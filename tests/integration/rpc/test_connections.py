@@ -8,7 +8,8 @@ import grpc
 from inferplane.auth.v1 import auth_service_pb2 as pb
 from tests.support.http2 import raw_connection
 from tests.support.mesh import until
-from tests.support.stand import WHO, bearer, running, who_am_i
+from tests.support.paths import WHO
+from tests.support.stand import bearer, running, who_am_i
 
 MOST = 3
 BODY = bytes(5)

@@ -16,7 +16,8 @@ from inferplane.common.v1.errors_pb2 import ErrorReason
 from inferplane.server.rpc.errors import CATALOG
 from inferplane.server.rpc.methods import MissingAccessRuleError
 from tests.support.mesh import error_info, failure, reason, until
-from tests.support.stand import WHO, Stand, running, who_am_i
+from tests.support.paths import WHO
+from tests.support.stand import Stand, running, who_am_i
 
 WATCH = "/inferplane.artifact.v1.ArtifactService/ReadArtifact"
 

@@ -18,7 +18,8 @@ from inferplane.server.rpc.call import current_call
 from inferplane.server.rpc.interceptors.deadlines import DeadlinePolicy
 from tests.support.http2 import RawConnection, raw_connection
 from tests.support.mesh import reason, until
-from tests.support.stand import STREAM, WHO, DataPlane, Stand, bearer, data_plane, infer_request, running
+from tests.support.paths import STREAM, WHO
+from tests.support.stand import DataPlane, Stand, bearer, data_plane, infer_request, running
 
 MIB = 1 << 20
 LARGE = infer_request(values=MIB // 4).SerializeToString()

@@ -5,7 +5,8 @@ import pytest
 from inferplane.server.rpc.connections import Connections
 from tests.support.http2 import RawConnection, raw_connection
 from tests.support.mesh import until
-from tests.support.stand import STREAM, DataPlane, bearer, data_plane, infer_request
+from tests.support.paths import STREAM
+from tests.support.stand import DataPlane, bearer, data_plane, infer_request
 
 MIB = 1 << 20
 LARGE = infer_request(values=MIB // 4).SerializeToString()
