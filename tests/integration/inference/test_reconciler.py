@@ -8,6 +8,7 @@ from typing import Any
 import grpc
 import pytest
 from sqlalchemy import URL
+from structlog.testing import capture_logs
 
 from inferplane.server.access.source import PolicySource
 from inferplane.server.inference.deployments import Deployment, Deployments, Served, VersionInfo
@@ -180,7 +181,11 @@ async def test_what_cannot_be_loaded_has_failed_and_says_why(stand: Stand) -> No
     assert (failed.state, failed.state_message) == ("FAILED", "Triton could not load it: no such operator")
 
 
-@pytest.mark.parametrize("failure", [LoadRefusedError("broken"), OSError("no process"), SystemExit(3)], ids=repr)
+ENDS = [SystemExit(3), KeyboardInterrupt()]
+"""What would end the process, were it raised in a task of asyncio's."""
+
+
+@pytest.mark.parametrize("failure", [LoadRefusedError("broken"), OSError("no process"), *ENDS], ids=repr)
 async def test_what_failed_is_tried_again_after_ever_longer_pauses(stand: Stand, failure: BaseException) -> None:
     stand.triton.fails = {"m": failure}
     tried_at: list[float] = []
@@ -191,6 +196,15 @@ async def test_what_failed_is_tried_again_after_ever_longer_pauses(stand: Stand,
         if len(stand.triton.loads) > before:
             tried_at.append(stand.now)
     assert tried_at == [0, 5, 15, 35, 75]
+
+
+@pytest.mark.parametrize("failure", [OSError("no process"), *ENDS], ids=repr)
+async def test_a_failure_that_nobody_foresaw_is_logged_with_its_cause(stand: Stand, failure: BaseException) -> None:
+    stand.triton.fails = {"m": failure}
+    with capture_logs() as lines:
+        await stand.passes(1)
+    (said,) = [line for line in lines if line["event"] == "reconciler_action_failed"]
+    assert failure in (said["exc_info"], said["exc_info"].__cause__)
 
 
 async def test_a_triton_that_takes_no_models_is_asked_again_within_seconds(stand: Stand) -> None:

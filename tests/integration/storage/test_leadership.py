@@ -13,6 +13,7 @@ from sqlalchemy import URL
 
 from inferplane.server.storage.database import asyncpg_dsn
 from inferplane.server.storage.leadership import Leadership
+from inferplane.server.tasks import ContainedError
 from tests.conftest import execute
 from tests.support.mesh import until
 
@@ -111,6 +112,16 @@ async def test_work_that_fails_gives_leadership_up_and_its_error_is_the_callers(
     other = Candidate(database_url)
     async with running(other):
         await until(lambda: other.leads)
+
+
+@pytest.mark.parametrize("end", [SystemExit(3), KeyboardInterrupt()], ids=repr)
+async def test_work_that_would_end_the_process_fails_like_any_other(database_url: URL, end: BaseException) -> None:
+    async def work() -> None:
+        raise end
+
+    with pytest.raises(ContainedError) as failed:
+        await Leadership(Candidate(database_url).connect, LOCK).run(work)
+    assert failed.value.__cause__ is end
 
 
 async def test_nobody_leads_anew_before_its_own_work_has_ended(database_url: URL) -> None:

@@ -11,6 +11,7 @@ from inferplane.server.errors import InferplaneError
 from inferplane.server.identity import verification
 from inferplane.server.identity.verification import JwksCache
 from inferplane.server.rpc.errors import reason_name
+from inferplane.server.tasks import ContainedError
 
 
 class Auth:
@@ -124,3 +125,18 @@ async def test_callers_who_leave_at_once_do_not_starve_those_who_come_after(cloc
     auth.let.set()
     assert (await outcome(cache, "a")).kid == "a"
     assert auth.fetches == 1
+
+
+@pytest.mark.parametrize("end", [SystemExit(3), KeyboardInterrupt()], ids=repr)
+async def test_a_fetch_that_would_end_the_process_fails_those_who_wait_and_is_tried_again(
+    clock: Clock, end: BaseException
+) -> None:
+    async def fails() -> str:
+        raise end
+
+    cache = JwksCache(fails)
+    with pytest.raises(ContainedError):
+        await cache.key("a")
+    clock.now += 3
+    cache.fetch_from(Auth("a").fetch)
+    assert (await outcome(cache, "a")).kid == "a"

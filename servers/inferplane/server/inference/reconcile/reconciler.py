@@ -164,16 +164,17 @@ class Reconciler:
         except InferplaneError as error:
             # The database is away: what was done in Triton is found again.
             log.warning("reconciler_waits", deployment=name, error=str(error))
-        except (Exception, SystemExit, KeyboardInterrupt):
-            # Such as a process that cannot be started. Not at once again: a load may fail late and cost much.
-            wish = action.version if isinstance(action, Load) else action.deployment.version
-            delay = self._refused.failed(key_of(action.deployment, wish), self._clock())
-            log.exception("reconciler_action_failed", deployment=name, retry_after=delay)
         else:
             self._wake.set()
 
-    def _ended(self, name: str, _task: "asyncio.Task[None]") -> None:
-        del self._running[name]
+    def _ended(self, name: str, task: "asyncio.Task[None]") -> None:
+        action, _ = self._running.pop(name)
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        # Such as a process that cannot be started. Not at once again: a load may fail late and cost much.
+        wish = action.version if isinstance(action, Load) else action.deployment.version
+        delay = self._refused.failed(key_of(action.deployment, wish), self._clock())
+        log.error("reconciler_action_failed", deployment=name, retry_after=delay, exc_info=error)
 
     async def _load(self, deployment: "Deployment", version: "VersionInfo") -> None:
         key = key_of(deployment, version)
