@@ -28,6 +28,10 @@ from tests.support.mesh import until
 ALICE = Actor("users/alice")
 
 
+ENDS = [SystemExit(3), KeyboardInterrupt()]
+"""What would end the process, were it raised in a task of asyncio's."""
+
+
 def version(number: int = 1, model: str = "m") -> VersionInfo:
     return VersionInfo(model, number, f"sha256:{number:064}", 4, Signature((), ()), "")
 
@@ -37,7 +41,7 @@ class Triton:
 
     def __init__(self) -> None:
         self.is_live = True
-        self.answers = True
+        self.unanswered: BaseException | None = None
         self.serves: dict[str, Served] = {}
         self.fails: dict[str, BaseException] = {}
         self.hangs: set[str] = set()
@@ -48,9 +52,8 @@ class Triton:
         return self.is_live
 
     async def served(self, name: str) -> Served | None:
-        if not self.answers:
-            nothing = grpc.aio.Metadata()
-            raise grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, nothing, nothing)
+        if self.unanswered is not None:
+            raise self.unanswered
         return self.serves.get(name)
 
     async def load(self, name: str, wanted: VersionInfo) -> None:
@@ -169,8 +172,12 @@ async def test_a_deployment_says_that_it_waits_for_a_triton_that_does_not_answer
     assert stand.triton.loads == []
 
 
-async def test_of_what_triton_cannot_say_nothing_is_done(stand: Stand) -> None:
-    stand.triton.answers = False
+AWAY = grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, grpc.aio.Metadata(), grpc.aio.Metadata())
+
+
+@pytest.mark.parametrize("failure", [AWAY, *ENDS], ids=["away", "exit", "interrupt"])
+async def test_of_what_triton_cannot_say_nothing_is_done(stand: Stand, failure: BaseException) -> None:
+    stand.triton.unanswered = failure
     assert (await stand.passes()).state == "LOADING"
     assert stand.triton.loads == []
 
@@ -179,10 +186,6 @@ async def test_what_cannot_be_loaded_has_failed_and_says_why(stand: Stand) -> No
     stand.triton.fails = {"m": LoadRefusedError("Triton could not load it: no such operator")}
     failed = await stand.passes()
     assert (failed.state, failed.state_message) == ("FAILED", "Triton could not load it: no such operator")
-
-
-ENDS = [SystemExit(3), KeyboardInterrupt()]
-"""What would end the process, were it raised in a task of asyncio's."""
 
 
 @pytest.mark.parametrize("failure", [LoadRefusedError("broken"), OSError("no process"), *ENDS], ids=repr)

@@ -2,12 +2,13 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 import grpc
 import structlog
 
 from inferplane.server.inference.triton_link import TritonLink
+from inferplane.server.tasks import start_task
 
 __all__ = ["TritonMonitor"]
 
@@ -69,7 +70,7 @@ class TritonMonitor:
         self._set(False)
 
     async def _all_loaded(self) -> bool:
-        checks: list[Awaitable[bool]] = [self._link.model_ready(name, version) for name, version in self._models()]
+        checks = [start_task(self._link.model_ready(name, version)) for name, version in self._models()]
         return all(await asyncio.gather(*checks))
 
     def _set(self, up: bool) -> None:

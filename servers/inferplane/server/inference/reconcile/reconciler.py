@@ -141,7 +141,7 @@ class Reconciler:
                 return await self._triton.served(name)
 
         asked = list(names)
-        answers = await asyncio.gather(*map(ask, asked), return_exceptions=True)
+        answers = await asyncio.gather(*(start_task(ask(name)) for name in asked), return_exceptions=True)
         if failures := [answer for answer in answers if isinstance(answer, BaseException)]:
             log.warning("triton_cannot_say", deployments=len(failures), first=str(failures[0])[:300])
         return {name: said for name, said in zip(asked, answers, strict=True) if not isinstance(said, BaseException)}
