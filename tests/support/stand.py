@@ -54,7 +54,7 @@ class AnyToken(Verifier):
         return Principal(f"users/{token}", f"sessions/{token}", expires_at=self.expires_at)
 
 
-def bearer(user: str = "alice") -> list[tuple[str, str]]:
+def as_user(user: str = "alice") -> list[tuple[str, str]]:
     """Metadata of a user's call."""
     return [("authorization", f"Bearer {user}")]
 
@@ -70,7 +70,7 @@ class Stand:
 
     def call(self, data: bytes = b"", path: str = WHO, user: str = "alice", **options: Any) -> Any:
         method: Any = self.channel.unary_unary(path)
-        return method(data, metadata=bearer(user), **options)
+        return method(data, metadata=as_user(user), **options)
 
     def count(self, name: str, **labels: str) -> float:
         """A counter's value; 0 where it is not there yet."""
@@ -180,7 +180,7 @@ class DataPlane(Stand):
 
     def stream(self, user: str = "alice") -> Any:
         method: Any = self.channel.stream_stream(STREAM)
-        return method(metadata=bearer(user))
+        return method(metadata=as_user(user))
 
 
 @asynccontextmanager

@@ -15,7 +15,7 @@ from inferplane.server.inference.dataplane.forwarder import Window
 from tests.support.http2 import RawConnection, raw_connection
 from tests.support.mesh import reason, until
 from tests.support.paths import INFER, PREDICT
-from tests.support.stand import DataPlane, bearer, data_plane, echo, infer_request
+from tests.support.stand import DataPlane, as_user, data_plane, echo, infer_request
 
 MIB = 1 << 20
 LARGE = infer_request(values=MIB // 4).SerializeToString()
@@ -23,7 +23,7 @@ FRAMED = b"\0" + len(LARGE).to_bytes(4, "big") + LARGE
 
 
 async def ask(connection: RawConnection) -> int:
-    stream = await connection.open(INFER, bearer())
+    stream = await connection.open(INFER, as_user())
     await connection.send(stream, FRAMED, last=True)
     return stream
 
@@ -76,7 +76,7 @@ async def test_unread_answers_of_typed_predictions_are_bounded(monkeypatch: pyte
     async with data_plane() as plane, raw_connection(plane.address) as connection:
         connection.reads_answers = False
         for _ in range(8):
-            stream = await connection.open(PREDICT, bearer())
+            stream = await connection.open(PREDICT, as_user())
             await connection.send(stream, b"\0" + len(body).to_bytes(4, "big") + body, last=True)
         await until(lambda: len(connection.ended) == 4, timeout=30)
         assert {connection.trailers[stream]["grpc-status"] for stream in connection.ended} == {"8"}

@@ -16,7 +16,7 @@ from inferplane.server.rpc.arrivals import give_back_free_memory
 from tests.support.http2 import RawConnection, raw_connection
 from tests.support.mesh import error_info, failure, reason, until
 from tests.support.paths import HEALTH, WHO
-from tests.support.stand import bearer, running, who_am_i
+from tests.support.stand import as_user, running, who_am_i
 
 MIB = 1 << 20
 ENDLESS = b"\0" + (60 * MIB).to_bytes(4, "big") + bytes(60 * MIB)
@@ -43,8 +43,8 @@ async def test_nothing_is_read_of_a_body_whose_caller_is_not_known() -> None:
 async def test_a_call_that_waits_for_its_turn_holds_little_of_its_body(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bodies, "SLOW_AFTER", 1000)
     async with running(who_am_i(answer)) as server, raw_connection(server.address) as connection:
-        slow = [await pour(connection, WHO, bearer(), 10) for _ in range(bodies.QUICK_EACH)]
-        waiting = asyncio.create_task(pour(connection, WHO, bearer()))
+        slow = [await pour(connection, WHO, as_user(), 10) for _ in range(bodies.QUICK_EACH)]
+        waiting = asyncio.create_task(pour(connection, WHO, as_user()))
         await until(lambda: len(connection.sent) > len(slow) and max(connection.sent.values()) > 60_000)
         assert max(connection.sent.values()) <= 128 << 10
         waiting.cancel()
@@ -52,7 +52,7 @@ async def test_a_call_that_waits_for_its_turn_holds_little_of_its_body(monkeypat
 
 async def test_many_small_bodies_that_come_slowly_are_all_answered() -> None:
     async with running(who_am_i(answer)) as server, raw_connection(server.address) as connection:
-        streams = [await connection.open(WHO, bearer()) for _ in range(60)]
+        streams = [await connection.open(WHO, as_user()) for _ in range(60)]
         body = b"\0" + (20).to_bytes(4, "big") + b"\x0a\x12" + bytes(18)
         for part in (body[:7], body[7:15], body[15:]):
             for stream in streams:
@@ -69,7 +69,7 @@ async def test_slow_bodies_that_hold_too_much_are_refused_and_others_served() ->
         running(who_am_i(answer), slow_body_budget=32 * MIB) as server,
         raw_connection(server.address) as connection,
     ):
-        pouring = asyncio.gather(*(pour(connection, WHO, bearer(), 30 * MIB) for _ in range(10)))
+        pouring = asyncio.gather(*(pour(connection, WHO, as_user(), 30 * MIB) for _ in range(10)))
         await until(lambda: len(connection.ended) >= 3, timeout=30)
         assert {connection.trailers[stream]["grpc-status"] for stream in connection.ended} == {"8"}
         for user in ("alice", "bob"):
@@ -95,7 +95,7 @@ async def test_health_answers_beside_calls_from_its_address_that_never_send_thei
 
 async def test_a_body_must_be_whole_in_time() -> None:
     async with running(who_am_i(answer), unary=0.3) as server, raw_connection(server.address) as connection:
-        stream = await pour(connection, WHO, bearer(), 10)
+        stream = await pour(connection, WHO, as_user(), 10)
         await until(lambda: stream in connection.ended)
         assert connection.trailers[stream]["grpc-status"] == "4"
 
@@ -111,7 +111,7 @@ async def test_health_answers_while_anonymous_bodies_do_not_end() -> None:
 async def test_a_call_without_a_message_is_malformed() -> None:
     async with running(who_am_i(answer)) as server:
         method: Any = server.channel.stream_unary(WHO)
-        call = method(iter(()), metadata=bearer())
+        call = method(iter(()), metadata=as_user())
         assert await reason(call) == (grpc.StatusCode.INVALID_ARGUMENT, "MALFORMED_REQUEST")
 
 
@@ -126,7 +126,7 @@ async def test_connections_beyond_the_limit_are_not_served() -> None:
     async with running(who_am_i(answer), max_connections=2) as server:
         await server.call()
         async with raw_connection(server.address) as second, raw_connection(server.address) as third:
-            await second.open(WHO, bearer())
+            await second.open(WHO, as_user())
             await asyncio.wait_for(third.closed.wait(), 10)
             await server.call()
 

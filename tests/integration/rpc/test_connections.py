@@ -9,7 +9,7 @@ from inferplane.auth.v1 import auth_service_pb2 as pb
 from tests.support.http2 import raw_connection
 from tests.support.mesh import until
 from tests.support.paths import WHO
-from tests.support.stand import bearer, running, who_am_i
+from tests.support.stand import as_user, running, who_am_i
 
 MOST = 3
 BODY = bytes(5)
@@ -42,7 +42,7 @@ async def test_calls_beyond_the_most_of_a_connection_wait_for_those_before_them(
         await until(lambda: waiting.now >= MOST)
         # Calls that come later, by a connection with places, are handled all the same.
         method: Any = other.unary_unary(WHO)
-        others = asyncio.gather(*(method(b"", metadata=bearer("bob")) for _ in range(MOST)))
+        others = asyncio.gather(*(method(b"", metadata=as_user("bob")) for _ in range(MOST)))
         await until(lambda: waiting.now >= 2 * MOST)
         assert waiting.now == 2 * MOST
         waiting.go.set()
@@ -58,7 +58,7 @@ async def test_calls_of_who_opens_more_than_was_said_are_refused_and_the_others_
     ):
         await until(lambda: connection.most_streams == MOST)
         connection.ignore_most_streams()
-        streams = [await connection.open(WHO, bearer()) for _ in range(10)]
+        streams = [await connection.open(WHO, as_user()) for _ in range(10)]
         for stream in streams:
             await connection.send(stream, BODY, last=True)
         await until(lambda: connection.ended >= set(streams[MOST:]))

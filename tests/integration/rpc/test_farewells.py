@@ -19,7 +19,7 @@ from inferplane.server.rpc.interceptors.deadlines import DeadlinePolicy
 from tests.support.http2 import RawConnection, raw_connection
 from tests.support.mesh import reason, until
 from tests.support.paths import STREAM, WHO
-from tests.support.stand import DataPlane, Stand, bearer, data_plane, infer_request, running
+from tests.support.stand import DataPlane, Stand, as_user, data_plane, infer_request, running
 
 MIB = 1 << 20
 LARGE = infer_request(values=MIB // 4).SerializeToString()
@@ -30,7 +30,7 @@ OVERLOADED = (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
 async def unread_stream(plane: DataPlane, connection: RawConnection, requests: int = 1) -> int:
     """A stream of alice's with one answer that is stuck in gRPC and the others behind it."""
     connection.reads_answers = False
-    stream = await connection.open(STREAM, bearer("alice"))
+    stream = await connection.open(STREAM, as_user("alice"))
     held = plane.unread.held
     for _ in range(requests):
         await connection.send(stream, FRAMED)
@@ -140,7 +140,7 @@ async def download(idle: float) -> AsyncIterator[Stand]:
 async def test_a_reader_that_stalls_is_told_so_when_it_reads() -> None:
     async with download(0.2) as stand, raw_connection(stand.address) as connection:
         connection.reads_answers = False
-        stream = await connection.open(WHO, bearer())
+        stream = await connection.open(WHO, as_user())
         await connection.send(stream, bytes(5), last=True)
         await until(partial(bool, stand.server.calls._calls))
         await ended(stand)

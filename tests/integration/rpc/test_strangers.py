@@ -24,7 +24,7 @@ from inferplane.server.rpc.running import RunningCalls
 from tests.support.http2 import RawConnection, raw_connection
 from tests.support.mesh import error_info, failure, until
 from tests.support.paths import HEALTH, STREAM, WHO
-from tests.support.stand import bearer, data_plane, infer_request, running, who_am_i
+from tests.support.stand import as_user, data_plane, infer_request, running, who_am_i
 
 REFLECTION = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
 MIB = 1 << 20
@@ -89,7 +89,7 @@ async def test_messages_of_known_callers_streams_that_do_not_end_are_let_go_and_
     ):
         weigh_what_is_sent(connection, monkeypatch)
         bobs = plane.stream("bob")
-        streams = [await connection.open(STREAM, bearer()) for _ in range(8)]
+        streams = [await connection.open(STREAM, as_user()) for _ in range(8)]
         endless = framed(bytes(60 * MIB))
         pouring = asyncio.gather(*(connection.send(stream, endless[: 40 * MIB]) for stream in streams))
         await until(lambda: len(connection.ended) >= 4, timeout=30)
@@ -184,7 +184,7 @@ async def test_a_call_goes_on_in_the_trace_of_its_client() -> None:
     traced = Traced()
     async with running(who_am_i(traced.answer)) as server:
         method: Any = server.channel.unary_unary(WHO)
-        await method(b"", metadata=[*bearer(), ("traceparent", PARENT), ("tracestate", "a=1,b=2")])
+        await method(b"", metadata=[*as_user(), ("traceparent", PARENT), ("tracestate", "a=1,b=2")])
     assert (traced.trace_id, traced.state) == (TRACE, {"a": "1", "b": "2"})
 
 
@@ -222,5 +222,5 @@ async def test_a_long_tracestate_is_left_out_of_the_trace() -> None:
     async with running(who_am_i(traced.answer)) as server:
         method: Any = server.channel.unary_unary(WHO)
         state = ",".join(f"{'k' * 100}{number}={'v' * 100}" for number in range(10))
-        await method(b"", metadata=[*bearer(), ("traceparent", PARENT), ("tracestate", state)])
+        await method(b"", metadata=[*as_user(), ("traceparent", PARENT), ("tracestate", state)])
     assert (traced.trace_id, traced.state) == (TRACE, {})

@@ -6,7 +6,7 @@ from inferplane.server.rpc.connections import Connections
 from tests.support.http2 import RawConnection, raw_connection
 from tests.support.mesh import until
 from tests.support.paths import STREAM
-from tests.support.stand import DataPlane, bearer, data_plane, infer_request
+from tests.support.stand import DataPlane, as_user, data_plane, infer_request
 
 MIB = 1 << 20
 LARGE = infer_request(values=MIB // 4).SerializeToString()
@@ -19,7 +19,7 @@ def connections(plane: DataPlane) -> Connections:
 
 async def open_stream(plane: DataPlane, connection: RawConnection, user: str = "alice") -> tuple[int, str]:
     """A stream that was answered once, and how its connection is called."""
-    stream = await connection.open(STREAM, bearer(user))
+    stream = await connection.open(STREAM, as_user(user))
     known = set(plane.server.calls._calls)
     await until(lambda: len(plane.server.calls._calls) == len(known) + 1)
     (call,) = plane.server.calls._calls - known

@@ -28,8 +28,8 @@ __all__ = ["IN_FLIGHT", "PredictionStream"]
 log = structlog.get_logger()
 
 IN_FLIGHT = 16
-"""Requests of one stream that are read and not answered yet, beside one that waits for its place and one whose answer is
-being written; more wait with their sender."""
+"""Requests of one stream that are read and not answered yet, beside one that waits for its place and one whose answer
+is being written; more wait with their sender."""
 _INFER_RESPONSE = 2
 MAX_ECHOED_ID = 1024
 SEQUENCE = b"sequence_id"
