@@ -48,7 +48,7 @@ class AnyToken(Verifier):
     def remembered(self, token: str) -> Principal | None:
         return None
 
-    async def verify(self, token: str) -> Principal:
+    async def verify(self, token: str, address: Callable[[], str] = str) -> Principal:
         if token == FORGED:
             raise InferplaneError(ErrorReason.ERROR_REASON_CREDENTIALS_INVALID)
         return Principal(f"users/{token}", f"sessions/{token}", expires_at=self.expires_at)

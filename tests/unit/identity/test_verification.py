@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,27 @@ async def test_without_auths_keys_access_tokens_wait_and_workload_tokens_do_not(
 def test_no_private_key_is_among_the_public_ones(keys_dir: Path) -> None:
     assert '"d"' not in (keys_dir / "workloads.jwks").read_text()
     assert {path.stat().st_mode & 0o777 for path in keys_dir.iterdir()} == {0o600}
+
+
+async def test_a_token_does_not_wait_behind_those_that_somebody_else_forges(
+    verifier: Verifier, keys_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verified: list[str] = []
+    decode = jwt.decode
+
+    def slowly(text: str, *arguments: Any) -> Any:
+        time.sleep(0.01)
+        verified.append(text)
+        return decode(text, *arguments)
+
+    monkeypatch.setattr(jwt, "decode", slowly)
+    forged = [asyncio.ensure_future(verifier.verify(token(keys_dir), lambda: "mallory")) for _ in range(300)]
+    await asyncio.sleep(0)
+    await verifier.verify(token(keys_dir), lambda: "alice")
+    assert len(verified) < 20
+    for task in forged:
+        task.cancel()
+    await asyncio.gather(*forged, return_exceptions=True)
 
 
 async def test_work_of_others_does_not_wait_behind_forged_tokens(

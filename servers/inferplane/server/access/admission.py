@@ -32,14 +32,14 @@ class Admission:
         self._verifier = verifier
         self.policy = policy
 
-    async def authenticate(self, metadata: Metadata) -> Principal:
-        """Who calls, by the call's metadata.
+    async def authenticate(self, metadata: Metadata, address: Callable[[], str]) -> Principal:
+        """Who calls, by the call's metadata; `address` is where it comes from.
 
-        Raises CREDENTIALS_MISSING, CREDENTIALS_INVALID, TOKEN_EXPIRED, SESSION_ENDED, POLICY_STALE, and
+        Raises CREDENTIALS_MISSING, CREDENTIALS_INVALID, TOKEN_EXPIRED, SESSION_ENDED, POLICY_STALE, OVERLOADED, and
         DEPENDENCY_UNAVAILABLE where the keys of the auth service were never seen.
         """
         token = bearer_token(metadata)
-        principal = self._verifier.remembered(token) or await self._verifier.verify(token)
+        principal = self._verifier.remembered(token) or await self._verifier.verify(token, address)
         self.confirm_session(principal)
         return principal
 

@@ -15,6 +15,7 @@ from joserfc.jwk import KeySet
 
 from inferplane.common.v1.errors_pb2 import ErrorReason
 from inferplane.server.errors import InferplaneError
+from inferplane.server.fairness import FairGate
 from inferplane.server.identity.principal import Principal
 from inferplane.server.identity.workloads import LIFETIME, WORKLOAD_TOKEN_TYPE
 from inferplane.server.names import WORKLOAD
@@ -33,6 +34,9 @@ REFETCH_INTERVAL = 2.0
 CACHE_SIZE = 10_000
 THREADS = 2
 """That verify, and do nothing else: nobody's other work shall wait behind a flood of forged tokens."""
+WAITING = 4000
+WAITING_EACH = 1000
+"""Tokens that wait to be verified, of all and of one address."""
 LATEST = 253_402_300_799
 """The end of the year 9999, the last that a Timestamp holds."""
 
@@ -92,23 +96,32 @@ class Verifier:
         self._workloads = {str(key.kid): key for key in workloads.keys}
         self._audience = WORKLOAD.format(service)
         self._known: dict[str, tuple[Principal, float]] = {}
+        self._turns = FairGate(
+            "too many tokens are being verified",
+            capacity=THREADS,
+            each=THREADS,
+            waiting=WAITING,
+            waiting_each=WAITING_EACH,
+            displace=True,
+        )
 
     def remembered(self, token: str) -> Principal | None:
         """The principal of a token that was verified before and is still good."""
         found = self._known.get(token)
         return found[0] if found is not None and time.time() < found[1] else None
 
-    async def verify(self, token: str) -> Principal:
-        """The principal that `token` proves; raises CREDENTIALS_INVALID or TOKEN_EXPIRED."""
+    async def verify(self, token: str, address: Callable[[], str] = lambda: "") -> Principal:
+        """The principal that `token` proves; raises CREDENTIALS_INVALID or TOKEN_EXPIRED, and OVERLOADED where too many
+        wait to be verified. Those who send from different `address`es take turns."""
         if (principal := self.remembered(token)) is not None:
             return principal
         header = _header(token)
         kid = str(header.get("kid", ""))
         if header.get("typ") == WORKLOAD_TOKEN_TYPE:
-            claims = await _claims(token, self._workloads.get(kid))
+            claims = await self._claims(token, self._workloads.get(kid), address)
             principal, expires = self._workload(claims, kid)
         elif header.get("typ") == ACCESS_TOKEN_TYPE:
-            claims = await _claims(token, await self._jwks.key(kid))
+            claims = await self._claims(token, await self._jwks.key(kid), address)
             principal, expires = _access(claims)
         else:
             raise _invalid("wrong token type")
@@ -116,6 +129,21 @@ class Verifier:
             self._known.clear()
         self._known[token] = (principal, expires)
         return principal
+
+    async def _claims(self, token: str, key: Any, address: Callable[[], str]) -> dict[str, Any]:
+        """The claims of a token whose signature verifies."""
+        if key is None:
+            raise _invalid("unknown key")
+        sender = address()
+        await self._turns.enter(sender, 1)
+        try:
+            # Off the loop: a flood of forged tokens must not stall everybody else.
+            await asyncio.get_running_loop().run_in_executor(_threads, jwt.decode, token, key, ["ES256"])
+        except (JoseError, ValueError, TypeError, KeyError, RecursionError) as error:
+            raise _invalid("the signature does not verify") from error
+        finally:
+            self._turns.leave(sender, 1)
+        return _object(token, 1)
 
     def _workload(self, claims: dict[str, Any], kid: str) -> tuple[Principal, float]:
         expires = _check_times(claims)
@@ -162,17 +190,6 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse(constant: str) -> float:
     raise ValueError(f"{constant} is not JSON")
-
-
-async def _claims(token: str, key: Any) -> dict[str, Any]:
-    if key is None:
-        raise _invalid("unknown key")
-    try:
-        # Off the loop: a flood of forged tokens must not stall everybody else.
-        await asyncio.get_running_loop().run_in_executor(_threads, jwt.decode, token, key, ["ES256"])
-    except (JoseError, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise _invalid("the signature does not verify") from error
-    return _object(token, 1)
 
 
 def _check_times(claims: dict[str, Any]) -> float:

@@ -42,7 +42,7 @@ def fused_handlers(
 
     async def receive(call: Call) -> bytes:
         try:
-            call.principal = await admission.authenticate(call.context.invocation_metadata() or ())
+            call.principal = await admission.authenticate(call.context.invocation_metadata() or (), lambda: call.peer)
             admission.authorize_somewhere(call.principal, unary.access.permission.permission)
             unread.check(call.principal.subject)
             return await bodies.read(call)
@@ -71,7 +71,9 @@ def fused_handlers(
         with calls.tracking(call):
             async with error_translation(call):
                 try:
-                    call.principal = await admission.authenticate(context.invocation_metadata() or ())
+                    call.principal = await admission.authenticate(
+                        context.invocation_metadata() or (), lambda: call.peer
+                    )
                     admission.authorize_somewhere(call.principal, streaming.access.permission.permission)
                     calls.claim_stream(call)
                 except BaseException as error:
