@@ -40,10 +40,13 @@ def fused_handlers(
     unary = method_of(SERVICE, "ModelInfer", streams=False)
     streaming = method_of(SERVICE, "ModelStreamInfer", streams=True)
 
+    async def admit(call: Call) -> None:
+        call.principal = await admission.authenticate(call.context.invocation_metadata() or (), lambda: call.peer)
+        admission.authorize_somewhere(call.principal, call.method.access.permission.permission)
+
     async def receive(call: Call) -> bytes:
         try:
-            call.principal = await admission.authenticate(call.context.invocation_metadata() or (), lambda: call.peer)
-            admission.authorize_somewhere(call.principal, unary.access.permission.permission)
+            await admit(call)
             unread.check(call.principal.subject)
             return await bodies.read(call)
         except BaseException as error:
@@ -71,10 +74,7 @@ def fused_handlers(
         with calls.tracking(call):
             async with error_translation(call):
                 try:
-                    call.principal = await admission.authenticate(
-                        context.invocation_metadata() or (), lambda: call.peer
-                    )
-                    admission.authorize_somewhere(call.principal, streaming.access.permission.permission)
+                    await admit(call)
                     calls.claim_stream(call)
                 except BaseException as error:
                     outcomes.turned_away(call.request_id, call.principal.subject, call.ending or error, call.peer)
