@@ -15,7 +15,7 @@ from inferplane.server.access.snapshot import GrantRow, Route
 from inferplane.server.errors import InferplaneError, invalid_field
 from inferplane.server.identity.principal import Principal
 from inferplane.server.inference.dataplane import outcome, routing
-from tests.support.mesh import failure, reason, until
+from tests.support.mesh import error_info, failure, reason, until
 from tests.support.paths import INFER, PREDICT, STREAM
 from tests.support.stand import FORGED, DataPlane, data_plane, infer_request, target
 
@@ -90,6 +90,14 @@ async def test_a_refused_typed_prediction_is_counted_and_logged_and_not_recorded
         assert plane.count(REFUSED, reason="DEPLOYMENT_NOT_FOUND") == 1
         assert [line["reason"] for line in logs if line["event"] == "prediction_refused"] == ["DEPLOYMENT_NOT_FOUND"]
         assert len(plane.notes) == 0
+
+
+async def test_who_may_call_nothing_is_asked_to_get_no_more_than_what_was_called() -> None:
+    async with data_plane() as plane:
+        asked = error_info(await failure(plane.infer(user="eve"))).metadata
+        assert (asked["permission"], "resource" in asked) == ("PREDICT", False)
+        plane.grants.append(GrantRow("users/eve", "caller", "theirs"))
+        assert error_info(await failure(plane.infer(user="eve"))).metadata["resource"] == "m"
 
 
 async def test_the_line_about_a_stranger_names_the_address() -> None:

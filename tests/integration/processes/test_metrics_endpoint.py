@@ -15,6 +15,7 @@ from structlog.testing import capture_logs
 
 from inferplane.server.processes import metrics_endpoint as module
 from inferplane.server.processes.metrics_endpoint import metrics_endpoint
+from inferplane.server.processes.ports import PortInUseError
 from tests.support.http import get
 
 
@@ -98,3 +99,12 @@ def test_metrics_that_cannot_be_collected_are_logged_as_everything_is(capfd: pyt
         assert get(f"127.0.0.1:{port}", "/metrics") == 500
     assert [line["event"] for line in lines] == ["metrics_endpoint_failed"]
     assert capfd.readouterr().err == ""
+
+
+def test_a_port_that_is_taken_is_said_with_the_setting_that_chooses_another() -> None:
+    with (
+        metrics_endpoint("127.0.0.1", 0, CollectorRegistry(), lambda: True) as port,
+        pytest.raises(PortInUseError, match=f"127.0.0.1:{port}.*INFERPLANE_METRICS_BASE_PORT"),
+        metrics_endpoint("127.0.0.1", port, CollectorRegistry(), lambda: True),
+    ):
+        pass

@@ -198,7 +198,7 @@ async def test_settings_with_secrets_are_neither_in_argv_nor_in_the_environment(
 
 def test_a_port_that_somebody_listens_on_is_not_shared() -> None:
     held = ReservedPort("127.0.0.1", 0)
-    with pytest.raises(PortInUseError):
+    with pytest.raises(PortInUseError, match=f"127.0.0.1:{held.port}.*INFERPLANE_BASE_PORT"):
         ReservedPort("127.0.0.1", held.port)
     held.close()
 

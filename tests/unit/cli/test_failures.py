@@ -44,6 +44,12 @@ async def test_permission_denied_says_which_role_to_ask_for(mesh: FakeMesh, logg
     assert "Traceback" not in result.err
 
 
+async def test_permission_denied_everywhere_asks_for_no_more_than_was_needed(mesh: FakeMesh, logged_in: Cli) -> None:
+    metadata = {"permission": "DEPLOYMENTS_WRITE"}
+    mesh.fault("DeleteDeployment", grpc.StatusCode.PERMISSION_DENIED, "PERMISSION_DENIED", metadata=metadata)
+    assert "grant add deployer --to YOU --on 'NAME'" in (await logged_in("undeploy", "digits")).err
+
+
 async def test_a_mesh_that_is_down_says_how_to_start_one(logged_in: Cli, mesh: FakeMesh) -> None:
     mesh.fault("WhoAmI", grpc.StatusCode.UNAVAILABLE, times=9)
     result = await logged_in("whoami")

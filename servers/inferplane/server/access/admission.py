@@ -16,13 +16,13 @@ __all__ = ["Admission", "denied"]
 Metadata = Iterable[tuple[str, str | bytes]]
 
 
-def denied(permission: Permission.ValueType, name: str) -> InferplaneError:
-    """PERMISSION_DENIED that says what to ask an administrator for."""
-    return InferplaneError(
-        ErrorReason.ERROR_REASON_PERMISSION_DENIED,
-        permission=Permission.Name(permission).removeprefix("PERMISSION_"),
-        resource=name,
-    )
+def denied(permission: Permission.ValueType, name: str = "") -> InferplaneError:
+    """PERMISSION_DENIED that says what to ask an administrator for; without a name where none was looked at, because
+    the caller has the permission nowhere."""
+    reason, asked = ErrorReason.ERROR_REASON_PERMISSION_DENIED, Permission.Name(permission).removeprefix("PERMISSION_")
+    if not name:
+        return InferplaneError(reason, permission=asked)
+    return InferplaneError(reason, permission=asked, resource=name)
 
 
 class Admission:
@@ -66,4 +66,4 @@ class Admission:
     def authorize_somewhere(self, principal: Principal, permission: Permission.ValueType) -> None:
         """Raises PERMISSION_DENIED unless a grant gives the permission on whatever names."""
         if not self.policy().allows_somewhere(principal.subject, permission):
-            raise denied(permission, "*")
+            raise denied(permission)

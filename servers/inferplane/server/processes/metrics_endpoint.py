@@ -14,6 +14,7 @@ import structlog
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
 from inferplane.server.log_pace import LogPace
+from inferplane.server.processes.ports import port_in_use
 
 __all__ = ["metrics_endpoint"]
 
@@ -92,7 +93,7 @@ class _Silent(WSGIRequestHandler):
 
 @contextmanager
 def metrics_endpoint(host: str, port: int, registry: CollectorRegistry, ready: Callable[[], bool]) -> Iterator[int]:
-    """Serve until the context is left; gives the port.
+    """Serve until the context is left; gives the port. Raises PortInUseError.
 
     `/healthz` is 200 while the process lives, `/readyz` is 200 while `ready()` and 503 otherwise.
     """
@@ -121,7 +122,11 @@ def metrics_endpoint(host: str, port: int, registry: CollectorRegistry, ready: C
         start_response(status, [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))])
         return [body]
 
-    with make_server(host, port, logged, _Server6 if ":" in host else _Server, _Silent) as server:
+    try:
+        made = make_server(host, port, logged, _Server6 if ":" in host else _Server, _Silent)
+    except OSError as error:
+        raise port_in_use(host, port, "INFERPLANE_METRICS_BASE_PORT", error) from error
+    with made as server:
         thread = Thread(target=server.serve_forever, kwargs={"poll_interval": POLL}, daemon=True)
         thread.start()
         try:

@@ -2,11 +2,16 @@
 
 import socket
 
-__all__ = ["PortInUseError", "ReservedPort"]
+__all__ = ["PortInUseError", "ReservedPort", "port_in_use"]
 
 
 class PortInUseError(Exception):
     """Somebody else listens there; stop them or choose another port."""
+
+
+def port_in_use(host: str, port: int, setting: str, error: OSError) -> PortInUseError:
+    """Nothing can listen on `port` of `host`, which `setting` may change."""
+    return PortInUseError(f"cannot listen on {host}:{port}: {error.strerror}; {setting} chooses another")
 
 
 class ReservedPort:
@@ -26,7 +31,7 @@ class ReservedPort:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             self._socket.bind((host, port))
         except OSError as error:
-            raise PortInUseError(f"cannot listen on {host}:{port}: {error.strerror}") from error
+            raise port_in_use(host, port, "INFERPLANE_BASE_PORT, or `up --base-port 0`,", error) from error
         self.port: int = self._socket.getsockname()[1]
 
     def close(self) -> None:

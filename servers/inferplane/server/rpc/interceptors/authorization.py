@@ -50,18 +50,20 @@ def authorization(admission: Admission) -> Interceptor:
 def _authorize_permission(call: Call, rule: PermissionRule, admission: Admission) -> None:
     if call.principal.workload in rule.workloads:
         return
-    somewhere = partial(admission.authorize_somewhere, call.principal, rule.permission)
-    somewhere()
-    call.rests_on(somewhere)
-    match rule.WhichOneof("target"):
-        case "installation":
-            admission.authorize(call.principal, rule.permission, INSTALLATION)
+    target = rule.WhichOneof("target")
+    if target == "installation":
+        asked = partial(admission.authorize, call.principal, rule.permission, INSTALLATION)
+    else:
+        asked = partial(admission.authorize_somewhere, call.principal, rule.permission)
+    asked()
+    call.rests_on(asked)
+    match target:
+        case "installation" | "filtered":
+            pass
         case "fields":
             check = _FieldsCheck(call.principal, rule, admission)
             call.must_pass(check)
             call.rests_on(check.again)
-        case "filtered":
-            pass
         case _:
             raise denied(rule.permission, INSTALLATION)
 
