@@ -137,7 +137,7 @@ class Watch:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.looks = self.given_back = 0
         self.released = threading.Event()
-        self._reader = bodies.BodyReader(MIB, 30, 30)
+        self._reader = bodies.BodyReader(MIB, 30)
         monkeypatch.setattr(self._reader.arrivals, "look", self._look)
         monkeypatch.setattr(bodies, "give_back_free_memory", self._give_back)
 

@@ -48,33 +48,3 @@ async def test_what_was_delivered_does_not_count() -> None:
             await connection.send(stream, FRAMED)
             await until(lambda: len(plane.triton.requests) > number)  # noqa: B023 - awaited here
         assert connections(plane).undelivered()[name] < 64 << 10
-
-
-async def test_what_came_before_the_window_does_not_count() -> None:
-    counted = Connections(window=6)
-    async with data_plane() as plane, raw_connection(plane.address) as connection:
-        stream, name = await open_stream(plane, connection)
-        counted.sample(0)
-        await connection.send(stream, FRAMED[:-1])
-        await until(lambda: counted.undelivered()[name] > MIB)
-        for second in range(1, 7):
-            counted.sample(second)
-            assert counted.undelivered()[name] > MIB
-        counted.sample(7)
-        assert counted.undelivered()[name] == 0
-
-
-async def test_connections_that_are_gone_are_forgotten() -> None:
-    counted = Connections(window=6)
-    async with data_plane() as plane:
-        async with raw_connection(plane.address) as connection:
-            _, name = await open_stream(plane, connection)
-            counted.deliver(name, 1)
-            counted.sample(0)
-            assert counted._delivered[name] == 1
-
-        def forgotten() -> bool:
-            counted.sample(counted._sampled + 1)
-            return name not in counted._delivered and name not in counted.undelivered()
-
-        await until(forgotten)

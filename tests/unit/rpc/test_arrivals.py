@@ -1,6 +1,6 @@
 """What arrives slowly, in a process of which only the whole can be weighed."""
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +10,8 @@ from inferplane.common.v1.access_pb2 import AccessRule
 from inferplane.server.errors import InferplaneError
 from inferplane.server.identity.principal import Principal
 from inferplane.server.rpc import arrivals as module
-from inferplane.server.rpc.arrivals import LOOK_INTERVAL, Arrivals
+from inferplane.server.rpc.arrivals import LOOK_INTERVAL, LOWEST_OF, Arrivals
+from inferplane.server.rpc.connections import Connections, Socket
 from inferplane.server.rpc.methods import Method
 
 MIB = 1 << 20
@@ -28,6 +29,7 @@ class Arriving:
         self.principal = Principal(f"users/{user}")
         self.connection = f"ipv4:192.0.2.1:{user}"
         self.held = 0.0
+        self.delivered = 0
         self.ended = ""
 
     def end(self, error: InferplaneError) -> None:
@@ -36,13 +38,15 @@ class Arriving:
 
 class Process:
     """Takes what its calls hold. What ended calls held is used again first, and given back when it is told to. Each
-    caller has one connection, of which the kernel tells how much it has brought in a minute, unless it does not."""
+    caller has one connection, of which the kernel tells how much it has brought, unless it does not. `overhead` are
+    headers, in MiB a second of each."""
 
-    def __init__(self, *, gives_back: bool = True, kernel_tells: bool = True) -> None:
-        self.arrivals = Arrivals(BUDGET * MIB, 60, self.undelivered)
+    def __init__(self, *, gives_back: bool = True, kernel_tells: bool = True, overhead: float = 0.0) -> None:
+        self.arrivals = Arrivals(BUDGET * MIB, 60, lambda: self.connections.undelivered())
+        self.connections = Connections(LOWEST_OF, self.arrivals.arriving, self.sockets)
         self._gone: Counter[str] = Counter()
-        self._brought: deque[dict[str, int]] = deque(maxlen=round(60 / LOOK_INTERVAL))
         self._kernel_tells = kernel_tells
+        self._overhead = overhead
         self.own = BASE
         self.calls: list[Arriving] = []
         self.now = 1000.0
@@ -62,22 +66,20 @@ class Process:
     def held(self) -> float:
         return sum(call.held for call in self.calls)
 
-    def brought(self) -> dict[str, int]:
-        """Bytes that each connection has brought so far."""
+    def sockets(self) -> dict[str, Socket]:
+        """What each connection has brought so far."""
+        if not self._kernel_tells:
+            return {}
         total = self._gone.copy()
         for call in self.calls:
             total[call.connection] += int(call.held * MIB)
-        return total
-
-    def undelivered(self) -> dict[str, int]:
-        before = self._brought[0] if self._brought else {}
-        now = self.brought()
-        return {name: size - before.get(name, 0) for name, size in now.items()} if self._kernel_tells else {}
+        headers = int(self._overhead * MIB * (self.now - 1000))
+        return {name: Socket(1, size + headers) for name, size in total.items()}
 
     def look(self) -> list[Arriving]:
         """Those that are ended at the next look."""
         self.now += LOOK_INTERVAL
-        self._brought.append(self.brought())
+        self.connections.sample(self.now)
         self._highest = max(self._highest, self.own + self.held)
         give_back = self.arrivals.look(self.now, int(self._highest * MIB))
         ended = [call for call in self.calls if call.ended]
@@ -101,12 +103,36 @@ def calls(count: int, user: str = "", *, streams: bool = False, held: float = 0.
     return made
 
 
-def test_a_process_that_grows_by_itself_ends_nothing() -> None:
-    process = Process()
+@pytest.mark.parametrize("overhead", [0.0, 0.02])
+def test_a_process_that_grows_by_itself_ends_nothing(overhead: float) -> None:
+    """Of those neither who make many small calls beside, whose headers are a part of what they bring."""
+    process = Process(overhead=overhead)
     process.begin(*calls(4, "alice", streams=True), *calls(4, "alice"))
     process.looks(2)
     process.own += 40
     assert process.looks(200) == []
+
+
+def test_who_has_held_much_for_long_goes_before_who_brings_less_now() -> None:
+    process = Process()
+    process.looks(2)
+    alices = calls(1, "alice", streams=True, held=12)
+    process.begin(*alices)
+    assert process.looks(6000) == []
+    process.begin(*calls(1, "bob", streams=True, held=6))
+    assert process.looks(10) == alices
+    assert process.looks(200) == []
+
+
+@pytest.mark.parametrize("streams", [False, True], ids=["bodies", "streams"])
+def test_who_has_brought_little_of_it_loses_nothing(streams: bool) -> None:
+    process = Process()
+    process.looks(2)
+    bobs = calls(2, "bob", streams=streams, held=1)
+    process.begin(*bobs)
+    most = pour(process, [lambda: calls(20, "alice", streams=streams)], 1.0)
+    assert not any("hold too much" in call.ended for call in bobs)
+    assert most < 2 * BUDGET + 6
 
 
 @pytest.mark.parametrize("streams", [False, True], ids=["bodies", "streams"])
@@ -135,6 +161,21 @@ def test_bodies_that_come_again_go_all() -> None:
     assert set(went[1]) == {"users/alice"}
     assert set(went[2]) == {"users/alice", "users/bob"}
     assert process.held == 0
+
+
+def test_who_has_brought_little_does_not_go_where_the_end_of_the_heaviest_is_not_seen() -> None:
+    process = Process(gives_back=False)
+    process.looks(2)
+    process.begin(*calls(3, "bob", held=0.6), *calls(8, "alice", held=3))
+    assert [call.principal.subject for call in process.looks(200)] == ["users/alice"] * 8
+
+
+def test_who_has_brought_little_is_not_the_reason_where_the_process_grows_by_itself() -> None:
+    process = Process()
+    process.begin(*calls(1, "bob", held=2), *calls(1, "bob", held=2, streams=True))
+    process.looks(2)
+    process.own += 100
+    assert process.looks(200) == []
 
 
 def test_streams_go_where_the_end_of_all_bodies_was_in_vain() -> None:

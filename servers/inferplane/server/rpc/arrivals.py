@@ -8,14 +8,15 @@ time that this was not enough, of those whose connections have brought most (dec
 import ctypes
 import os
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from inferplane.common.v1.errors_pb2 import ErrorReason
 from inferplane.server.errors import InferplaneError
 from inferplane.server.rpc.call import Call
+from inferplane.server.rpc.connections import Arriving
 
-__all__ = ["LOOK_INTERVAL", "Arrivals", "give_back_free_memory", "resident_memory"]
+__all__ = ["LOOK_INTERVAL", "LOWEST_OF", "Arrivals", "give_back_free_memory", "resident_memory"]
 
 LOOK_INTERVAL = 0.05
 GIVE_BACK_AFTER = 3
@@ -32,7 +33,12 @@ MOST_PUBLIC = 256
 
 
 LITTLE = 1 << 20
-"""Who has brought no more bytes that are not whole is not the one, and loses nothing."""
+"""Who has brought no more bytes that are not whole loses nothing."""
+TELLING = 16
+"""Where all together have brought less than this part of what the process has grown by, it is not what arrives. Of
+small frames gRPC holds several times what came."""
+COMPARABLE = 8
+"""Who has brought less than this part of what the heaviest has, or had a moment ago, loses nothing."""
 
 
 class _Weight(NamedTuple):
@@ -73,11 +79,9 @@ class _Steps:
         self.all_gone = False
 
     def next(self, brought: Mapping[Call, float], now: float) -> list[Call]:
-        """Those that go now, of calls and how many bytes each has brought."""
-        by_caller: defaultdict[str, float] = defaultdict(float)
-        for call, size in brought.items():
-            by_caller[call.principal.subject] += size
-        calls = [call for call in brought if by_caller[call.principal.subject] > LITTLE]
+        """Those that go now, of the calls of those who have brought much, and how many bytes came with each."""
+        by_caller = _by_caller(brought)
+        calls = list(brought)
         if not calls:
             self.all_gone = True
             return []
@@ -94,6 +98,13 @@ class _Steps:
         return theirs[len(theirs) // 2 :] if self._taken == 1 else theirs
 
 
+def _by_caller(brought: Mapping[Call, float]) -> dict[str, float]:
+    totals: defaultdict[str, float] = defaultdict(float)
+    for call, size in brought.items():
+        totals[call.principal.subject] += size
+    return totals
+
+
 class Arrivals:
     """Bounds what arrives slowly: known callers' to a growth of `budget` bytes, which must be whole after `time_limit`
     seconds, that of public methods to 64 MiB and 5 seconds."""
@@ -104,13 +115,15 @@ class Arrivals:
         self._budget = budget
         self._time_limit = time_limit
         self._bodies: dict[Call, float] = {}
-        self._streams: dict[Call, None] = {}
+        self._streams: dict[Call, float] = {}
+        self._now = float("-inf")
         self._levels: dict[Call, _Weight] = {}
         self._recent: deque[_Weight] = deque(maxlen=round(LOWEST_OF / LOOK_INTERVAL))
         self._body_steps, self._stream_steps = _Steps(), _Steps()
         self._until_give_back = self._settling = 0
         self._ended_since = False
         self._ended_with = 0
+        self._heaviest, self._heaviest_at = 0.0, float("-inf")
         self.held_elsewhere: Callable[[], int] = lambda: 0
         """Bytes that this process holds for something else, and will let go: they are not weighed."""
 
@@ -120,7 +133,13 @@ class Arrivals:
 
     def message(self, call: Call) -> None:
         """The next message of a stream is waited for. Streams have limits of their own for the time."""
-        self._streams[call] = None
+        self._streams[call] = self._now
+
+    def arriving(self) -> Iterator[Arriving]:
+        """What is not whole yet, or has not begun, since when at the latest."""
+        for calls in (self._bodies, self._streams):
+            for call, since in calls.items():
+                yield Arriving(call.connection, since, call.delivered)
 
     def over(self, call: Call) -> None:
         """It is whole, or its call has ended."""
@@ -137,6 +156,7 @@ class Arrivals:
         public = [call for call in self._bodies if call.method.access.public]
         for call in public[: max(0, len(public) - MOST_PUBLIC)]:
             call.end(InferplaneError.overloaded("too many requests arrive slowly"))
+        self._now = now
         self._settling = max(0, self._settling - 1)
         weight = _Weight(resident, self.held_elsewhere())
         self._recent.append(weight)
@@ -164,7 +184,7 @@ class Arrivals:
             self._body_steps.helped()
             self._stream_steps.helped()
         elif not self._settling or weight.own > self._ended_with + self._budget // 4:
-            self._shed_known(now)
+            self._shed_known(now, max(grown[call] for call in known))
             self._settling, self._ended_with = SETTLE, weight.own
 
     def _weighed(self, weight: _Weight) -> dict[Call, int]:
@@ -176,18 +196,30 @@ class Arrivals:
         own, least = weight.own, min(PUBLIC_BUDGET, self._budget)
         return {call: grown for call, level in self._levels.items() if (grown := own - level.own) > least}
 
-    def _shed_known(self, now: float) -> None:
+    def _shed_known(self, now: float, growth: int) -> None:
         """Bodies first: a slow body holds something, most streams that wait do not. Of all that arrives, whenever it
         began: what is grown beyond the budget since an old call began may have come with the new ones."""
-        brought = self._brought()
+        heavy = self._of_the_heavy(growth, now)
         for steps, arriving in ((self._body_steps, self._bodies), (self._stream_steps, self._streams)):
-            calls = {call: brought[call] for call in arriving if call in brought}
-            if calls and not steps.all_gone and (going := steps.next(calls, now)):
+            calls = {call: heavy[call] for call in arriving if call in heavy}
+            if not steps.all_gone and (going := steps.next(calls, now)):
                 self._end(going)
                 return
-        # All went, and the process is as large as before: it is not what arrives.
+        # All went, or nobody has brought it, and the process is as large as before: it is not what arrives.
         self._recent.clear()
         self._levels.clear()
+
+    def _of_the_heavy(self, growth: int, now: float) -> dict[Call, float]:
+        """The calls of those who have brought what the process has grown by, and how many bytes came with each."""
+        brought = self._brought()
+        totals = _by_caller(brought)
+        if not totals or sum(totals.values()) < growth / TELLING:
+            return {}
+        if now - self._heaviest_at >= LOWEST_OF:
+            self._heaviest = 0.0
+        self._heaviest, self._heaviest_at = max(self._heaviest, *totals.values()), now
+        least = max(LITTLE, self._heaviest / COMPARABLE)
+        return {call: size for call, size in brought.items() if totals[call.principal.subject] >= least}
 
     def _brought(self) -> dict[Call, float]:
         """By each call of a known caller, an equal share of what its connection has brought. Of a connection that is

@@ -17,7 +17,7 @@ import grpc
 from inferplane.common.v1.errors_pb2 import ErrorReason
 from inferplane.server.errors import InferplaneError
 from inferplane.server.fairness import FairGate
-from inferplane.server.rpc.arrivals import LOOK_INTERVAL, Arrivals, give_back_free_memory, resident_memory
+from inferplane.server.rpc.arrivals import LOOK_INTERVAL, LOWEST_OF, Arrivals, give_back_free_memory, resident_memory
 from inferplane.server.rpc.call import Call
 from inferplane.server.rpc.connections import Connections
 
@@ -40,15 +40,14 @@ class BodyReader:
     """Reads bodies. What arrives slowly may make the process grow by `budget` bytes, of public methods by 64 MiB, and
     must be whole after `time_limit` seconds, of public methods after 5."""
 
-    def __init__(self, budget: int, time_limit: float, window: float) -> None:
-        """`window`: seconds for which something may arrive until it is whole, at most."""
+    def __init__(self, budget: int, time_limit: float) -> None:
         self._gate = FairGate(_FULL, capacity=QUICK, each=QUICK_EACH, waiting=WAITING, waiting_each=WAITING_EACH)
         self._public_gate = FairGate(
             _FULL, capacity=PUBLIC_QUICK, each=PUBLIC_QUICK_EACH, waiting=WAITING, waiting_each=WAITING_EACH
         )
         self._quick: dict[Call, float] = {}
-        self._connections = Connections(window)
-        self.arrivals = Arrivals(budget, time_limit, self._connections.undelivered)
+        self.arrivals = Arrivals(budget, time_limit, lambda: self._connections.undelivered())
+        self._connections = Connections(LOWEST_OF, self.arrivals.arriving)
 
     async def read(self, call: Call) -> bytes:
         """The body. Raises MALFORMED_REQUEST where there is none, and OVERLOADED.
@@ -69,7 +68,7 @@ class BodyReader:
                 self.arrivals.over(call)
         if body is grpc.aio.EOF:
             raise InferplaneError(ErrorReason.ERROR_REASON_MALFORMED_REQUEST, detail="there is none")
-        self._connections.deliver(call.connection, len(body))
+        self._deliver(call, body)
         return body  # type: ignore[no-any-return] # bytes, where there is no deserialiser
 
     def _gate_of(self, call: Call) -> tuple[FairGate, str]:
@@ -86,8 +85,12 @@ class BodyReader:
         finally:
             self.arrivals.over(call)
         if message is not grpc.aio.EOF:
-            self._connections.deliver(call.connection, len(message))
+            self._deliver(call, message)
         return message
+
+    def _deliver(self, call: Call, message: bytes) -> None:
+        call.delivered += len(message)
+        self._connections.deliver(call.connection, len(message))
 
     async def messages(self, call: Call) -> AsyncIterator[bytes]:
         """All messages of a stream."""

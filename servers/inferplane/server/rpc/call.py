@@ -32,8 +32,8 @@ class Call:
     """
 
     __slots__ = (
-        "_afterwards", "_opening", "checks", "code", "context", "ending", "farewell", "method", "principal", "reason",
-        "request_id", "standing", "started", "task",
+        "_afterwards", "_opening", "checks", "code", "context", "delivered", "ending", "farewell", "method",
+        "principal", "reason", "request_id", "standing", "started", "task",
     )  # fmt: skip
 
     def __init__(self, method: Method, context: Context) -> None:
@@ -48,6 +48,8 @@ class Call:
         self.ending: InferplaneError | None = None
         self.checks: Sequence[Callable[[Message], None]] = ()
         self.standing: Sequence[Callable[[], None]] = ()
+        self.delivered = 0
+        """Bytes of its messages so far."""
         self.farewell: asyncio.Future[None] | None = None
         self._opening: asyncio.Future[None] | None = None
         self._afterwards: Sequence[Callable[[], None]] = ()
@@ -102,6 +104,8 @@ class Call:
 
     def leave(self) -> None:
         """The handler is through."""
+        # They know what served the call, which may hold much.
+        self.checks = self.standing = ()
         if self.farewell is None or self.farewell.done():
             self._over()
         else:

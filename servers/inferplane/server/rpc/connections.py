@@ -1,78 +1,154 @@
 """Which connections bring what is not whole yet.
 
 gRPC does not tell how much of a message is there, but the kernel counts what a connection has received (TCP_INFO,
-tcp(7)), and we what came out of it. Headers and frames are in the difference too, a few bytes a call; so is what was
-thrown away.
+tcp(7)), and we what came out of it. Headers are in the difference too, some hundred bytes a call, and what was thrown
+away. So only what came since something began to arrive counts, and what came in the seconds before.
 """
 
 import ctypes
+import os
 import struct
-from collections import Counter, deque
-from collections.abc import Iterator, Mapping
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
+from typing import NamedTuple
 
-__all__ = ["Connections"]
+__all__ = ["Arriving", "Connections", "Socket"]
 
 _TCP = 6
 _TCP_INFO = 11
 _BYTES_RECEIVED = 128
 """Where `tcpi_bytes_received` stands in `struct tcp_info` (linux/tcp.h), since Linux 4.1."""
-_INET, _INET6 = 2, 10
-SAMPLES = 6
+_INET = 2
+INTERVAL = 1.0
+"""Seconds from sample to sample; where there are thousands of connections, fifty times as long as one takes."""
+SHARE = 50
+MOST_SAMPLES = 32
+"""Of one connection; of those beyond them that are in the middle some are left out."""
+
+
+class Arriving(NamedTuple):
+    """A call of which something arrives, `since` then on the monotonic clock, and what of it was `delivered`."""
+
+    connection: str
+    since: float
+    delivered: int
+
+
+class Socket(NamedTuple):
+    """One of ours: by its number in the file system, which no later one of the same address has."""
+
+    inode: int
+    received: int
+
+
+@dataclass(slots=True)
+class _Known:
+    inode: int
+    samples: list[tuple[float, int]]
+    """When it had brought how much more than was delivered; the first is what is compared with."""
 
 
 class Connections:
     """Counts what was delivered of each connection, by its address as gRPC's `peer()` says it, and samples what was
-    received; `window` is in seconds, and should be as long as a message may take to arrive."""
+    received. `arriving` tells what arrives now; what came in `window` seconds before counts with it."""
 
-    def __init__(self, window: float) -> None:
+    def __init__(
+        self,
+        window: float,
+        arriving: Callable[[], Iterable[Arriving]],
+        sockets: Callable[[], Mapping[str, Socket]] | None = None,
+    ) -> None:
+        self._sockets = sockets or sockets_of_this_process
+        self._window = window
+        self._arriving = arriving
         self._delivered: Counter[str] = Counter()
-        self._interval = window / SAMPLES
-        self._sampled = float("-inf")
-        self._samples: deque[Mapping[str, int]] = deque(maxlen=SAMPLES + 1)
+        self._known: dict[str, _Known] = {}
+        self._next = float("-inf")
 
     def deliver(self, connection: str, size: int) -> None:
         """A message of `size` bytes is whole."""
         self._delivered[connection] += size
 
     def sample(self, now: float) -> None:
-        """Remember how things stand, once in a while: what came before the window is not counted any more."""
-        if now - self._sampled < self._interval:
+        """Remember how things stand, once in a while. `now` is on the monotonic clock."""
+        if now < self._next:
             return
-        self._sampled = now
+        began = time.perf_counter()
+        oldest: dict[str, float] = {}
+        for call in self._arriving():
+            oldest[call.connection] = min(call.since, oldest.get(call.connection, now))
         left = self._left()
-        self._samples.append(left)
-        self._delivered = Counter({connection: self._delivered[connection] for connection in left})
+        for connection, size in left.items():
+            samples = self._known[connection].samples
+            samples.append((now, size))
+            needed = min(now - self._window, oldest.get(connection, now))
+            while samples[1][0] <= needed:
+                del samples[0]
+            if len(samples) > MOST_SAMPLES:
+                del samples[1]
+        if left:
+            # Else there was no descriptor left to look with, or nobody is there.
+            self._known = {connection: self._known[connection] for connection in left}
+            self._delivered = Counter({connection: self._delivered[connection] for connection in left})
+        self._next = now + max(INTERVAL, SHARE * (time.perf_counter() - began))
 
     def undelivered(self) -> Mapping[str, int]:
-        """By how many bytes what was received has grown beyond what was delivered in about the window."""
-        before = self._samples[0] if self._samples else {}
-        return {connection: left - before.get(connection, 0) for connection, left in self._left().items()}
+        """How many more bytes than were delivered each connection has brought."""
+        return {
+            connection: max(0, size - self._known[connection].samples[0][1])
+            for connection, size in self._left().items()
+        }
 
     def _left(self) -> dict[str, int]:
-        return {connection: received - self._delivered[connection] for connection, received in _received()}
+        sockets = self._sockets()
+        if any(self._is_new(connection, socket) for connection, socket in sockets.items()):
+            self._begin(sockets)
+        return {connection: socket.received - self._delivered[connection] for connection, socket in sockets.items()}
+
+    def _is_new(self, connection: str, socket: Socket) -> bool:
+        known = self._known.get(connection)
+        return known is None or known.inode != socket.inode
+
+    def _begin(self, sockets: Mapping[str, Socket]) -> None:
+        """Count new connections from their beginnings. What was delivered from there may have come by an earlier one
+        of the same address; only of calls that still go on it is certain that it did not."""
+        certain: Counter[str] = Counter()
+        for call in self._arriving():
+            certain[call.connection] += call.delivered
+        for connection, socket in sockets.items():
+            if self._is_new(connection, socket):
+                self._delivered[connection] = certain[connection]
+                self._known[connection] = _Known(socket.inode, [(float("-inf"), 0)])
 
 
-def _received() -> Iterator[tuple[str, int]]:
-    """Each TCP connection of this process and how many bytes it has received; none where no descriptor is left."""
+def sockets_of_this_process() -> dict[str, Socket]:
+    """The TCP connections of this process; none where no descriptor is left."""
     libc = ctypes.CDLL(None)
     info, address = ctypes.create_string_buffer(256), ctypes.create_string_buffer(128)
     size = ctypes.c_uint32()
     try:
         descriptors = [int(path.name) for path in Path("/proc/self/fd").iterdir()]
     except OSError:
-        return
+        return {}
+    found: dict[str, Socket] = {}
     for descriptor in descriptors:
         size.value = len(info)
-        if libc.getsockopt(descriptor, _TCP, _TCP_INFO, info, ctypes.byref(size)):
-            continue
-        if size.value < _BYTES_RECEIVED + 8:
+        if libc.getsockopt(descriptor, _TCP, _TCP_INFO, info, ctypes.byref(size)) or size.value < _BYTES_RECEIVED + 8:
             continue
         size.value = len(address)
         if libc.getpeername(descriptor, address, ctypes.byref(size)):
             continue
-        yield _name(address.raw), struct.unpack_from("=Q", info.raw, _BYTES_RECEIVED)[0]
+        try:
+            inode = os.fstat(descriptor).st_ino
+        except OSError:
+            # Closed by gRPC's threads meanwhile.
+            continue
+        found[_name(address.raw)] = Socket(inode, struct.unpack_from("=Q", info.raw, _BYTES_RECEIVED)[0])
+    return found
 
 
 def _name(address: bytes) -> str:

@@ -85,8 +85,7 @@ class RpcServer:
     def __init__(self, settings: Settings, guards: Guards, *, max_message_size: int) -> None:
         self.health = health.HealthBoard()
         self.calls = RunningCalls(settings.max_connection_age)
-        longest = max(settings.unary_deadline, settings.stream_idle_limit)
-        self.bodies = BodyReader(settings.slow_body_budget, settings.unary_deadline, longest)
+        self.bodies = BodyReader(settings.slow_body_budget, settings.unary_deadline)
         self._pipeline = Pipeline(
             interceptors(guards),
             guards.deadlines.pace,

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import time
+from functools import partial
 from typing import NamedTuple
 
 import grpc
@@ -70,13 +71,12 @@ class PredictionStream:
         self._moved = time.monotonic()
         self._answers: asyncio.Queue[asyncio.Task[_Reply] | None] = asyncio.Queue(IN_FLIGHT)
         self._under_way: set[asyncio.Task[_Reply]] = set()
-        self._written: asyncio.Task[_Reply] | None = None
-        """Whose reply is with gRPC, which keeps it until the client has taken it or is gone."""
+        self._stuck = 0
+        """Bytes of the answer that is being written, as they are held."""
         self._latest_part: asyncio.Task[_Reply] | None = None
         self._names: set[str] = set()
         call.rests_on(self._check_progress)
         call.rests_on(self._check_caller)
-        call.afterwards(self._let_go_of_written)
 
     async def run(self) -> None:
         """Serve until the client has said its last and has been answered."""
@@ -92,8 +92,10 @@ class PredictionStream:
             try:
                 await asyncio.gather(*remaining, return_exceptions=True)
             finally:
-                for answered in self._under_way - {self._written}:
+                for answered in list(self._under_way):
                     self._let_go(answered)
+                # gRPC keeps it until the client has taken it or is gone.
+                self._call.afterwards(partial(self._unread.release, self._call.principal.subject, self._stuck))
 
     async def _read(self) -> None:
         while (data := await self._bodies.message(self._call)) is not grpc.aio.EOF:
@@ -114,24 +116,21 @@ class PredictionStream:
         while (task := await self._answers.get()) is not None:
             reply = await task
             self._moved = time.monotonic()
-            self._written = task
+            self._under_way.discard(task)
+            self._stuck = reply.held
             await self._call.write(reply.message)
             self._moved = time.monotonic()
-            self._written = None
-            self._let_go(task)
+            self._unread.release(self._call.principal.subject, reply.held)
+            self._stuck = 0
 
     def _let_go(self, task: "asyncio.Task[_Reply]") -> None:
-        """The answer was written, or never will be."""
+        """The answer will never be written."""
         if not task.done():
             task.add_done_callback(self._let_go)
             return
         self._under_way.discard(task)
         if not task.cancelled() and task.exception() is None:
             self._unread.release(self._call.principal.subject, task.result().held)
-
-    def _let_go_of_written(self) -> None:
-        if self._written is not None:
-            self._let_go(self._written)
 
     async def _answer(self, data: bytes) -> "_Reply":
         prediction_id = uuid7_text()

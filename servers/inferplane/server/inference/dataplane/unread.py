@@ -18,7 +18,8 @@ class UnreadAnswers:
     """Counts the bytes that are answered and not sent yet. A caller who does not read gets no more answers beyond
     EACH, and beyond ALL of everybody's only who has read all of its own does.
 
-    gRPC cannot be made to drop an answer, so what is not read ends with its connection.
+    gRPC cannot be made to drop an answer, so what is not read ends with its connection. Until then it is there twice:
+    ours and gRPC's copy.
     """
 
     def __init__(self) -> None:
