@@ -5,7 +5,7 @@ import struct
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -89,6 +89,26 @@ def test_clients_that_hang_or_leave_write_nothing(
     leaving.close()
     hanging = [endpoint.connect(begin) for begin in (b"", b"GET /m", b"\xff\xfe\r\n", b"GET /metrics HTTP/9.9\r\n\r\n")]
     assert all(ended(connection) for connection in hanging)
+    assert capfd.readouterr() == ("", "")
+
+
+def with_head_of(size: int) -> bytes:
+    """A request of `/healthz` whose head has so many bytes, at most 1 KiB a header."""
+    request = b"GET /healthz HTTP/1.0\r\n" + (b"x: " + b"a" * 1019 + b"\r\n") * (size // 1024 - 1)
+    return request + b"x: ".ljust(size - len(request) - 4, b"a") + b"\r\n\r\n"
+
+
+def test_a_head_as_long_as_may_be_is_answered(endpoint: Endpoint) -> None:
+    assert endpoint.connect(with_head_of(module.HEAD)).recv(1 << 16).startswith(b"HTTP/1.0 200 ")
+
+
+@pytest.mark.parametrize("head", [with_head_of(module.HEAD + 1), b"GET /" + b"a" * 60_000], ids=["headers", "path"])
+def test_a_head_that_is_longer_ends_the_connection_and_writes_nothing(
+    endpoint: Endpoint, capfd: pytest.CaptureFixture[str], head: bytes
+) -> None:
+    connection = endpoint.connect(head)
+    with suppress(ConnectionError):
+        assert connection.recv(1 << 16) == b""
     assert capfd.readouterr() == ("", "")
 
 

@@ -25,6 +25,8 @@ MOST = 32
 TIME_LIMIT = 10.0
 """Seconds that a connection may last."""
 POLL = 0.2
+HEAD = 16 << 10
+"""Bytes of what a request asks and its headers, all of them together."""
 
 
 class _Connection(NamedTuple):
@@ -67,7 +69,7 @@ class _Server(ThreadingMixIn, WSGIServer):
             super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Only clients' faults come here, such as leaving; they are not worth a log line."""
+        """Only clients' faults come here, such as leaving or an endless head; they are not worth a log line."""
 
     def _hang_up(self, connection: _Connection) -> None:
         """End what its thread waits for, and so the thread."""
@@ -82,7 +84,36 @@ class _Server6(_Server):
     address_family = socket.AF_INET6
 
 
+class _LongHeadError(Exception):
+    """More was sent than a request may begin with."""
+
+
+class _Head(io.BufferedIOBase):
+    """Reads lines of a connection while they are no more than HEAD bytes. Nothing else is read of it."""
+
+    def __init__(self, connection: io.BufferedIOBase) -> None:
+        self._connection = connection
+        self._left = HEAD
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        most = self._left + 1
+        line = self._connection.readline(most if size is None or size < 0 else min(size, most))
+        self._left -= len(line)
+        if self._left < 0:
+            raise _LongHeadError
+        return line
+
+    def close(self) -> None:
+        self._connection.close()
+        super().close()
+
+
 class _Silent(WSGIRequestHandler):
+    def setup(self) -> None:
+        """Bound what is read before anything is answered."""
+        super().setup()
+        self.rfile = _Head(self.rfile)
+
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
         """Probes are not worth a log line."""
 
