@@ -26,6 +26,17 @@ class Broken(Collector):
         raise RuntimeError("no metrics")
 
 
+class Hanging(Collector):
+    """Gives no metrics before it is told to end."""
+
+    def __init__(self) -> None:
+        self.end = threading.Event()
+
+    def collect(self) -> Iterator[Metric]:
+        self.end.wait()
+        yield from ()
+
+
 class Endpoint:
     """A running endpoint, and connections to it that last as long."""
 
@@ -119,6 +130,29 @@ def test_metrics_that_cannot_be_collected_are_logged_as_everything_is(capfd: pyt
         assert get(f"127.0.0.1:{port}", "/metrics") == 500
     assert [line["event"] for line in lines] == ["metrics_endpoint_failed"]
     assert capfd.readouterr().err == ""
+
+
+def test_probes_are_answered_beside_collectors_that_hang() -> None:
+    registry, hanging = CollectorRegistry(), Hanging()
+    with ExitStack() as stack:
+        port = stack.enter_context(metrics_endpoint("127.0.0.1", 0, registry, lambda: True))
+        stack.callback(hanging.end.set)
+        registry.register(hanging)
+        endpoint = Endpoint(port, stack)
+        for _ in range(2 * module.MOST):
+            endpoint.connect(b"GET /metrics HTTP/1.0\r\n\r\n")
+        assert get(endpoint.address, "/healthz") == 200
+
+
+def test_where_no_connection_can_be_ended_the_new_one_is() -> None:
+    hanging = threading.Event()
+    with ExitStack() as stack:
+        port = stack.enter_context(metrics_endpoint("127.0.0.1", 0, CollectorRegistry(), hanging.wait))
+        stack.callback(hanging.set)
+        endpoint = Endpoint(port, stack)
+        for _ in range(module.MOST):
+            endpoint.connect(b"GET /readyz HTTP/1.0\r\n\r\n")
+        assert all(ended(endpoint.connect(b"GET /healthz HTTP/1.0\r\n\r\n")) for _ in range(3))
 
 
 def test_a_port_that_is_taken_is_said_with_the_setting_that_chooses_another() -> None:
