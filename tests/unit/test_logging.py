@@ -129,6 +129,23 @@ def test_what_a_library_says_is_cut(libraries: Libraries) -> None:
     assert len(lines[0]["event"]) == LONGEST
 
 
+UNSEEN = """
+import logging
+from inferplane.server.logging import configure_logging
+
+configure_logging("error")
+for _ in range(1000):
+    logging.getLogger("library").warning("unseen")
+logging.getLogger("library").error("seen")
+"""
+
+
+def test_what_is_below_the_level_silences_nothing_above_it() -> None:
+    command = [sys.executable, "-c", UNSEEN]
+    result = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=True, timeout=60)
+    assert [json.loads(line)["event"] for line in result.stderr.splitlines()] == ["seen"]
+
+
 @pytest.fixture
 def pipe() -> tuple[int, int]:
     return os.pipe()

@@ -24,6 +24,7 @@ def configure_logging(level: str, **bound: str) -> StandardError:
     Libraries that use the standard library's `logging` are heard from level `warning` on, in the same form and paced.
     """
     output = StandardError()
+    lowest = logging.getLevelNamesMapping()[level.upper()]
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -31,11 +32,11 @@ def configure_logging(level: str, **bound: str) -> StandardError:
             structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
             _render,
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+        wrapper_class=structlog.make_filtering_bound_logger(lowest),
         logger_factory=lambda *_: _Lines(output),
     )
     structlog.contextvars.bind_contextvars(**bound)
-    logging.basicConfig(level=logging.WARNING, handlers=[_Bridge()], force=True)
+    logging.basicConfig(level=logging.WARNING, handlers=[_Bridge(lowest)], force=True)
     logging.captureWarnings(True)
     return output
 
@@ -53,10 +54,11 @@ class _Lines:
 
 
 class _Bridge(logging.Handler):
-    """Says in our form what the standard library's loggers are told, at most so much of each."""
+    """Says in our form what the standard library's loggers are told from `level` on, at most so much of each. What is
+    below does not come here, and so uses up nobody's pace."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, level: int = logging.NOTSET) -> None:
+        super().__init__(level)
         self._paces: defaultdict[str, LogPace] = defaultdict(lambda: LogPace(LINES_A_SECOND))
 
     def emit(self, record: logging.LogRecord) -> None:

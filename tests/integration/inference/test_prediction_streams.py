@@ -86,6 +86,21 @@ async def test_each_answer_names_its_prediction_and_says_that_it_is_the_last() -
         assert all(each["triton_final_response"].bool_param for each in said)
 
 
+async def test_an_answer_as_large_as_may_be_is_given_and_so_are_those_after_it() -> None:
+    def largest_second(request: service_pb2.ModelInferRequest) -> Any:
+        answer = echo(request)
+        if request.id == "1":
+            answer.parameters["padding"].string_param = "x" * (MIB - 100)
+            answer.parameters["padding"].string_param += "x" * (MIB - answer.ByteSize())
+            assert answer.ByteSize() == MIB
+        return answer
+
+    async with data_plane(max_message_size=MIB) as plane:
+        plane.triton.answer = largest_second
+        answers = await exchange(plane, *(infer_request(id=str(number)) for number in range(4)))
+        assert [answer.infer_response.id for answer in answers] == ["0", "1", "2", "3"]
+
+
 async def test_what_one_stream_has_under_way_is_bounded_while_its_answers_are_not_read() -> None:
     async with data_plane() as plane:
         call = plane.stream()

@@ -210,6 +210,46 @@ async def test_a_failure_that_nobody_foresaw_is_logged_with_its_cause(stand: Sta
     assert failure in (said["exc_info"], said["exc_info"].__cause__)
 
 
+async def fails(*_: Any) -> bool:
+    raise RuntimeError("nobody foresaw it")
+
+
+async def test_what_serves_is_loaded_again_at_once_where_its_replacement_could_not_be_noted(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await stand.passes()
+    await stand.replace(version(2))
+    await stand.settle()
+    monkeypatch.setattr(DeploymentRepository, "promote", fails)
+    await stand.passes(5)
+    stand.triton.serves.clear()
+    await stand.passes(1)
+    assert stand.triton.loads == [("m", 1), ("m", 2), ("m", 1)]
+
+
+async def test_what_was_loaded_and_noted_later_is_loaded_again_at_once(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(DeploymentRepository, "set_state", fails)
+        await stand.passes(1)
+    await stand.passes(1)
+    stand.triton.serves.clear()
+    await stand.passes(1)
+    assert stand.triton.loads == [("m", 1), ("m", 1)]
+
+
+async def test_a_deletion_that_fails_as_nobody_foresaw_is_tried_again_at_the_next_look(stand: Stand) -> None:
+    await stand.create("gone")
+    await stand.passes()
+    await stand.delete("gone")
+    stand.triton.fails = {"gone": OSError("no process")}
+    await stand.passes(1)
+    stand.triton.fails = {}
+    await stand.passes(1)
+    assert [row.name for row in await stand.rows()] == ["m"]
+
+
 async def test_a_triton_that_takes_no_models_is_asked_again_within_seconds(stand: Stand) -> None:
     stand.triton.fails = {"m": NotControlledError("start it with --model-control-mode=explicit")}
     for second in range(60):

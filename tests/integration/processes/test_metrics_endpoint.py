@@ -5,7 +5,7 @@ import struct
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -24,6 +24,17 @@ class Broken(Collector):
 
     def collect(self) -> Iterator[Metric]:
         raise RuntimeError("no metrics")
+
+
+class Hanging(Collector):
+    """Gives no metrics before it is told to end."""
+
+    def __init__(self) -> None:
+        self.end = threading.Event()
+
+    def collect(self) -> Iterator[Metric]:
+        self.end.wait()
+        yield from ()
 
 
 class Endpoint:
@@ -92,6 +103,26 @@ def test_clients_that_hang_or_leave_write_nothing(
     assert capfd.readouterr() == ("", "")
 
 
+def with_head_of(size: int) -> bytes:
+    """A request of `/healthz` whose head has so many bytes, at most 1 KiB a header."""
+    request = b"GET /healthz HTTP/1.0\r\n" + (b"x: " + b"a" * 1019 + b"\r\n") * (size // 1024 - 1)
+    return request + b"x: ".ljust(size - len(request) - 4, b"a") + b"\r\n\r\n"
+
+
+def test_a_head_as_long_as_may_be_is_answered(endpoint: Endpoint) -> None:
+    assert endpoint.connect(with_head_of(module.HEAD)).recv(1 << 16).startswith(b"HTTP/1.0 200 ")
+
+
+@pytest.mark.parametrize("head", [with_head_of(module.HEAD + 1), b"GET /" + b"a" * 60_000], ids=["headers", "path"])
+def test_a_head_that_is_longer_ends_the_connection_and_writes_nothing(
+    endpoint: Endpoint, capfd: pytest.CaptureFixture[str], head: bytes
+) -> None:
+    connection = endpoint.connect(head)
+    with suppress(ConnectionError):
+        assert connection.recv(1 << 16) == b""
+    assert capfd.readouterr() == ("", "")
+
+
 def test_metrics_that_cannot_be_collected_are_logged_as_everything_is(capfd: pytest.CaptureFixture[str]) -> None:
     registry = CollectorRegistry()
     registry.register(Broken())
@@ -99,6 +130,29 @@ def test_metrics_that_cannot_be_collected_are_logged_as_everything_is(capfd: pyt
         assert get(f"127.0.0.1:{port}", "/metrics") == 500
     assert [line["event"] for line in lines] == ["metrics_endpoint_failed"]
     assert capfd.readouterr().err == ""
+
+
+def test_probes_are_answered_beside_collectors_that_hang() -> None:
+    registry, hanging = CollectorRegistry(), Hanging()
+    with ExitStack() as stack:
+        port = stack.enter_context(metrics_endpoint("127.0.0.1", 0, registry, lambda: True))
+        stack.callback(hanging.end.set)
+        registry.register(hanging)
+        endpoint = Endpoint(port, stack)
+        for _ in range(2 * module.MOST):
+            endpoint.connect(b"GET /metrics HTTP/1.0\r\n\r\n")
+        assert get(endpoint.address, "/healthz") == 200
+
+
+def test_where_no_connection_can_be_ended_the_new_one_is() -> None:
+    hanging = threading.Event()
+    with ExitStack() as stack:
+        port = stack.enter_context(metrics_endpoint("127.0.0.1", 0, CollectorRegistry(), hanging.wait))
+        stack.callback(hanging.set)
+        endpoint = Endpoint(port, stack)
+        for _ in range(module.MOST):
+            endpoint.connect(b"GET /readyz HTTP/1.0\r\n\r\n")
+        assert all(ended(endpoint.connect(b"GET /healthz HTTP/1.0\r\n\r\n")) for _ in range(3))
 
 
 def test_a_port_that_is_taken_is_said_with_the_setting_that_chooses_another() -> None:

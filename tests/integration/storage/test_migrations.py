@@ -92,6 +92,11 @@ async def test_migrating_again_changes_nothing(database_url: URL) -> None:
     assert await migrate.migrate(database_url) == SCHEMA_VERSION
 
 
+async def test_a_migration_that_commits_each_statement_by_itself_may_be_run_again(database_url: URL) -> None:
+    await execute(database_url, "UPDATE public.alembic_version SET version_num = '0007'")
+    assert await migrate.migrate(database_url) == SCHEMA_VERSION
+
+
 @pytest.mark.parametrize("minimum", ["0001", SCHEMA_VERSION])
 async def test_a_newer_database_that_takes_this_release_is_worked_with(database_url: URL, minimum: str) -> None:
     await pretend(database_url, "9999", minimum)

@@ -5,9 +5,10 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from socketserver import ThreadingMixIn
-from threading import Lock, Thread
-from typing import IO, Any, NamedTuple
+from threading import BoundedSemaphore, Lock, Thread
+from typing import IO, Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import structlog
@@ -22,15 +23,26 @@ log = structlog.get_logger()
 
 MOST = 32
 """Connections served at once, each by a thread; beyond them the oldest goes."""
+COLLECTING = 8
+"""Of them, those whose metrics are collected; a collector that hangs leaves the others to probes."""
+PATIENCE = 0.5
+"""Seconds that one more waits for its turn to collect; less than FAREWELL."""
+FAREWELL = 1.0
+"""Seconds that a connection may take to end once it was hung up on; until then no other is taken."""
 TIME_LIMIT = 10.0
 """Seconds that a connection may last."""
 POLL = 0.2
+HEAD = 16 << 10
+"""Bytes of what a request asks and its headers, all of them together."""
 
 
-class _Connection(NamedTuple):
+@dataclass
+class _Connection:
     socket: socket.socket
     thread: Thread
     since: float
+    told: bool = False
+    """Whether it was hung up on."""
 
 
 class _Server(ThreadingMixIn, WSGIServer):
@@ -43,12 +55,11 @@ class _Server(ThreadingMixIn, WSGIServer):
         self._closing = Lock()
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Serve one more connection, once there is room for it."""
+        """Serve one more connection where there is room for it, or can be made."""
         self._forget_ended()
-        if len(self._connections) >= MOST:
-            oldest = self._connections[0]
-            self._hang_up(oldest)
-            oldest.thread.join()
+        if len(self._connections) >= MOST and not self._end_oldest():
+            self.shutdown_request(request)
+            return
         thread = Thread(target=self.process_request_thread, args=(request, client_address), daemon=True)
         thread.start()
         self._connections.append(_Connection(request, thread, time.monotonic()))
@@ -67,10 +78,20 @@ class _Server(ThreadingMixIn, WSGIServer):
             super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Only clients' faults come here, such as leaving; they are not worth a log line."""
+        """Only clients' faults come here, such as leaving or an endless head; they are not worth a log line."""
+
+    def _end_oldest(self) -> bool:
+        """Whether one has ended; waits once for each, as one whose collector hangs does not."""
+        oldest = next((connection for connection in self._connections if not connection.told), None)
+        if oldest is None:
+            return False
+        self._hang_up(oldest)
+        oldest.thread.join(FAREWELL)
+        return not oldest.thread.is_alive()
 
     def _hang_up(self, connection: _Connection) -> None:
         """End what its thread waits for, and so the thread."""
+        connection.told = True
         with self._closing, suppress(OSError):
             connection.socket.shutdown(socket.SHUT_RDWR)
 
@@ -82,7 +103,36 @@ class _Server6(_Server):
     address_family = socket.AF_INET6
 
 
+class _LongHeadError(Exception):
+    """More was sent than a request may begin with."""
+
+
+class _Head(io.BufferedIOBase):
+    """Reads lines of a connection while they are no more than HEAD bytes. Nothing else is read of it."""
+
+    def __init__(self, connection: io.BufferedIOBase) -> None:
+        self._connection = connection
+        self._left = HEAD
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        most = self._left + 1
+        line = self._connection.readline(most if size is None or size < 0 else min(size, most))
+        self._left -= len(line)
+        if self._left < 0:
+            raise _LongHeadError
+        return line
+
+    def close(self) -> None:
+        self._connection.close()
+        super().close()
+
+
 class _Silent(WSGIRequestHandler):
+    def setup(self) -> None:
+        """Bound what is read before anything is answered."""
+        super().setup()
+        self.rfile = _Head(self.rfile)
+
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
         """Probes are not worth a log line."""
 
@@ -99,6 +149,7 @@ def metrics_endpoint(host: str, port: int, registry: CollectorRegistry, ready: C
     """
     metrics: Callable[..., Iterable[bytes]] = make_wsgi_app(registry)
     pace = LogPace(1)
+    turns = BoundedSemaphore(COLLECTING)
 
     def logged(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         try:
@@ -111,8 +162,13 @@ def metrics_endpoint(host: str, port: int, registry: CollectorRegistry, ready: C
 
     def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         match environ["PATH_INFO"]:
+            case "/metrics" if turns.acquire(timeout=PATIENCE):
+                try:
+                    return metrics(environ, start_response)
+                finally:
+                    turns.release()
             case "/metrics":
-                return metrics(environ, start_response)
+                status, body = "503 Service Unavailable", b"others are being answered\n"
             case "/healthz":
                 status, body = "200 OK", b"alive\n"
             case "/readyz":

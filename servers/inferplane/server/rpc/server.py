@@ -20,6 +20,8 @@ __all__ = ["RpcServer"]
 REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 METADATA_LIMIT = 64 << 10
 LOOKAHEAD = 64 << 10
+ROOM = 4 << 10
+"""Bytes by which what is sent may exceed what is taken: those that the data plane appends to an answer of Triton's."""
 NO_COMPRESSION = 1
 """The bit of `identity`, alone (grpc/impl/compression_types.h)."""
 STREAM_GRACE = 15.0
@@ -36,7 +38,7 @@ def channel_arguments(settings: Settings, max_message_size: int) -> list[tuple[s
     """Limits of every connection."""
     return [
         ("grpc.max_receive_message_length", max_message_size),
-        ("grpc.max_send_message_length", max_message_size),
+        ("grpc.max_send_message_length", max_message_size + ROOM),
         # Both the same: in between, gRPC rejects at random. Over-long tokens below it get a precise answer.
         ("grpc.max_metadata_size", METADATA_LIMIT),
         ("grpc.absolute_max_metadata_size", METADATA_LIMIT),

@@ -21,7 +21,8 @@ __all__ = [
 MIGRATION_LOCK = 0x696E666572
 """Any fixed number; everybody who migrates takes this advisory lock."""
 LOCK_TIMEOUT = 30
-"""Seconds that a migration waits for a table which somebody else has locked; then nothing of it was done."""
+"""Seconds that a migration waits for a table which somebody else has locked; then it fails, and can be run again.
+Nothing of it was done then, but where it commits each statement by itself, as 0008 does."""
 APPLICATION_NAME = "inferplane-migrate"
 
 # Services name their connections. Those of releases before 0007 did not name the one that follows the policy, which

@@ -171,9 +171,10 @@ class Reconciler:
         action, _ = self._running.pop(name)
         if task.cancelled() or (error := task.exception()) is None:
             return
-        # Such as a process that cannot be started. Not at once again: a load may fail late and cost much.
-        wish = action.version if isinstance(action, Load) else action.deployment.version
-        delay = self._refused.failed(key_of(action.deployment, wish), self._clock())
+        delay = INTERVAL
+        if isinstance(action, Load):
+            # Such as a process that cannot be started. Not at once again: a load may fail late and cost much.
+            delay = self._refused.failed(key_of(action.deployment, action.version), self._clock())
         log.error("reconciler_action_failed", deployment=name, retry_after=delay, exc_info=error)
 
     async def _load(self, deployment: "Deployment", version: "VersionInfo") -> None:
@@ -197,8 +198,6 @@ class Reconciler:
             log.warning("deployment_load_failed", deployment=deployment.name, why=str(refusal), retry_after=delay)
             await self._refuse(deployment, version, str(refusal))
         else:
-            self._away.succeeded(key)
-            self._refused.succeeded(key)
             await self._confirm(deployment, version)
 
     async def _unload(self, deployment: "Deployment", *, from_triton: bool) -> None:
@@ -215,6 +214,8 @@ class Reconciler:
 
     async def _confirm(self, deployment: "Deployment", version: "VersionInfo") -> None:
         """What Triton serves is what was wanted: the deployment's own version or the one that replaces it."""
+        for retries in (self._away, self._refused):
+            retries.succeeded(key_of(deployment, version))
         if version == deployment.version:
             await self._set_state(deployment, "READY", "")
             return

@@ -1,4 +1,8 @@
-"""Alembic's entry: runs the migrations on one connection, each in a transaction of its own, under the advisory lock."""
+"""Alembic's entry: runs the migrations on one connection, under the advisory lock.
+
+Each is a transaction of its own, but for those that commit each statement by itself (`autocommit_block`): these can be
+run again after any of them.
+"""
 
 import asyncio
 
