@@ -26,8 +26,8 @@ MOST = 32
 COLLECTING = 8
 """Of them, those whose metrics are collected; a collector that hangs leaves the others to probes."""
 PATIENCE = 0.5
-"""Seconds that one more waits for its turn to collect; less than FAREWELL."""
-FAREWELL = 1.0
+"""Seconds that one more waits for its turn to collect; less than HANG_UP_WAIT."""
+HANG_UP_WAIT = 1.0
 """Seconds that a connection may take to end once it was hung up on; until then no other is taken."""
 TIME_LIMIT = 10.0
 """Seconds that a connection may last."""
@@ -86,7 +86,7 @@ class _Server(ThreadingMixIn, WSGIServer):
         if oldest is None:
             return False
         self._hang_up(oldest)
-        oldest.thread.join(FAREWELL)
+        oldest.thread.join(HANG_UP_WAIT)
         return not oldest.thread.is_alive()
 
     def _hang_up(self, connection: _Connection) -> None:

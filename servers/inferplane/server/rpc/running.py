@@ -90,11 +90,11 @@ class RunningCalls:
                 elif (lost := _lost(call)) is not None:
                     call.end(lost)
 
-    async def end_streams(self, farewell: float) -> None:
-        """Give streams `farewell` seconds to say their last word, then end them with SHUTTING_DOWN."""
+    async def end_streams(self, last_words: float) -> None:
+        """Give streams `last_words` seconds to end by themselves, then end them with SHUTTING_DOWN."""
         self._draining = True
         if tasks := self._tasks(streams=True):
-            await asyncio.wait(tasks, timeout=farewell)
+            await asyncio.wait(tasks, timeout=last_words)
         for call in list(self._calls):
             if call.method.streams:
                 call.end(_shutting_down())

@@ -31,7 +31,7 @@ USUAL_BODY = 1 << 20
 """Bytes of a request where its service allows no more: to parse 4 MiB of empty parts would take half a second."""
 PUBLIC_BODY = 16 << 10
 """The same of methods that anybody may call; the longest has a password and a token."""
-STREAM_FAREWELL = 0.2
+LAST_WORDS = 0.2
 
 
 def channel_arguments(settings: Settings, max_message_size: int) -> list[tuple[str, int]]:
@@ -143,7 +143,7 @@ class RpcServer:
         """Accepted unary calls finish, streams end with UNAVAILABLE; returns when no handler runs any more."""
         self.health.drain()
         stopping = asyncio.ensure_future(self._server.stop(self._grace))
-        await self.calls.end_streams(STREAM_FAREWELL)
+        await self.calls.end_streams(LAST_WORDS)
         await stopping
         # The server returns before the handlers of calls that it aborted are through.
         await self.calls.finished()

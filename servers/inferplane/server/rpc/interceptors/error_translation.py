@@ -19,7 +19,7 @@ __all__ = ["error_translation"]
 
 log = structlog.get_logger()
 
-FAREWELL = 1.0
+STATUS_WAIT = 1.0
 """Seconds for which a handler waits until the status of a stream is sent. Where the client does not read what comes
 before it, it goes on without."""
 
@@ -33,9 +33,9 @@ async def _abort(call: Call, error: InferplaneError) -> None:
     if not call.method.streams:
         await _send(call, status.code, status.details, trailers)
         return
-    await call.opened(FAREWELL)
+    await call.opened(STATUS_WAIT)
     call.farewell = asyncio.ensure_future(_send(call, status.code, status.details, trailers))
-    await asyncio.wait([call.farewell], timeout=FAREWELL)
+    await asyncio.wait([call.farewell], timeout=STATUS_WAIT)
 
 
 async def _send(call: Call, code: grpc.StatusCode, details: str, trailers: Any) -> None:
