@@ -107,6 +107,8 @@ async def test_messages_without_end_of_a_known_caller_hold_no_more_than_the_budg
     grown = growth(pid)
     async with raw_connection(flooded.endpoints["inference"]) as bystander:
         idle = [await bystander.open(STREAM, patient) for _ in range(60)]
+        # One of them has sent a part of a message, too.
+        await bystander.send(idle[0], b"\0" + (4 * MIB).to_bytes(4, "big") + bytes(2 * MIB))
         taken = await poured(flooded.endpoints["inference"], STREAM, 40, 31 * MIB, metadata)
         highest = grown()
         assert not bystander.ended & set(idle), "streams of somebody who only waits were ended"
