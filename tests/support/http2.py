@@ -84,6 +84,11 @@ class RawConnection:
             await self._flush()
         return not view
 
+    async def reset(self, stream: int) -> None:
+        """Give the call up."""
+        self._http2.reset_stream(stream)
+        await self._flush()
+
     async def catch_up(self) -> None:
         """Read from now on, what was left unread too."""
         self.reads_answers = True

@@ -14,7 +14,7 @@ from inferplane.server.inference.dataplane import unread
 from inferplane.server.inference.dataplane.forwarder import Window
 from tests.support.http2 import RawConnection, raw_connection
 from tests.support.mesh import reason, until
-from tests.support.paths import INFER, PREDICT
+from tests.support.paths import INFER, PREDICT, STREAM
 from tests.support.stand import DataPlane, as_user, data_plane, echo, infer_request
 
 MIB = 1 << 20
@@ -125,12 +125,13 @@ async def test_answers_that_are_read_leave_nothing_behind() -> None:
 
 
 async def test_a_stream_that_is_left_unread_leaves_nothing_behind_when_it_ends() -> None:
-    async with data_plane() as plane:
-        call = plane.stream()
+    async with data_plane() as plane, raw_connection(plane.address) as connection:
+        connection.reads_answers = False
+        stream = await connection.open(STREAM, as_user())
         for _ in range(5):
-            await call.write(LARGE)
+            await connection.send(stream, FRAMED)
         await until(lambda: plane.unread._total > MIB)
-        call.cancel()
+        await connection.reset(stream)
         await until(lambda: plane.unread._total == 0)
 
 

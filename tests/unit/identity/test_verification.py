@@ -11,6 +11,7 @@ from joserfc import jwt
 
 from inferplane.server.access.credentials import bearer_token
 from inferplane.server.errors import InferplaneError
+from inferplane.server.identity import verification
 from inferplane.server.identity import workloads as workload_identity
 from inferplane.server.identity.verification import JwksCache, Verifier
 from inferplane.server.identity.workloads import WorkloadSigner, load_workload_keys
@@ -80,6 +81,23 @@ async def test_a_token_does_not_wait_behind_those_that_somebody_else_forges(
     for task in forged:
         task.cancel()
     await asyncio.gather(*forged, return_exceptions=True)
+
+
+async def test_a_token_that_comes_with_many_calls_at_once_is_verified_for_all_of_them(
+    verifier: Verifier, keys_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verified: list[str] = []
+    decode = jwt.decode
+
+    def counted(text: str, *arguments: Any) -> Any:
+        verified.append(text)
+        return decode(text, *arguments)
+
+    monkeypatch.setattr(jwt, "decode", counted)
+    good = token(keys_dir)
+    principals = await asyncio.gather(*(verifier.verify(good) for _ in range(3000)))
+    assert {principal.workload for principal in principals} == {"inference"}
+    assert len(verified) <= verification.THREADS
 
 
 async def test_work_of_others_does_not_wait_behind_forged_tokens(

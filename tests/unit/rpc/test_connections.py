@@ -93,6 +93,32 @@ def test_what_a_call_that_goes_on_was_given_came_by_this_connection() -> None:
     assert kernel.brought == MIB
 
 
+def test_what_a_new_connection_delivers_after_it_was_expected_is_its_own() -> None:
+    kernel = Kernel()
+    kernel.samples(1)
+    kernel.connections.expect(NAME)
+    kernel.received(0)
+    kernel.connections.sample(kernel.now + 0.05)
+    kernel.received(360 * MIB)
+    kernel.connections.deliver(NAME, 360 * MIB)
+    assert kernel.brought == 0
+
+
+def test_what_was_received_counts_since_something_began_to_arrive() -> None:
+    kernel = Kernel()
+    kernel.received(10 * MIB)
+    kernel.samples(5)
+    kernel.arriving = [Arriving(NAME, kernel.now, 0)]
+    kernel.received(30 * MIB)
+    kernel.connections.deliver(NAME, 20 * MIB)
+    kernel.samples(100)
+    assert kernel.connections.received() == {NAME: 20 * MIB}
+    kernel.arriving = [Arriving(NAME, kernel.now, 0)]
+    assert kernel.connections.received() == {NAME: 0}
+    kernel.arriving = []
+    assert kernel.connections.received() == {}
+
+
 def test_nobody_has_credit() -> None:
     kernel = Kernel()
     kernel.received(0)

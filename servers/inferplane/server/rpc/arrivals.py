@@ -8,13 +8,13 @@ time that this was not enough, of those whose connections have brought most (dec
 import ctypes
 import os
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from inferplane.common.v1.errors_pb2 import ErrorReason
 from inferplane.server.errors import InferplaneError
 from inferplane.server.rpc.call import Call
-from inferplane.server.rpc.connections import Arriving
+from inferplane.server.rpc.connections import Arriving, Connections
 
 __all__ = ["LOOK_INTERVAL", "LOWEST_OF", "Arrivals", "give_back_free_memory", "resident_memory"]
 
@@ -34,9 +34,10 @@ MOST_PUBLIC = 256
 
 LITTLE = 1 << 20
 """Who has brought no more bytes that are not whole loses nothing."""
-TELLING = 16
-"""Where all together have brought less than this part of what the process has grown by, it is not what arrives. Of
-small frames gRPC holds several times what came."""
+TELLING = 2
+TELLING_PINNED = 4
+"""Where all together have brought less than this part of what the process has grown by, it is not that; the same of all
+that was received, which may be kept by what is not whole."""
 COMPARABLE = 8
 """Who has brought less than this part of what the heaviest has, or had a moment ago, loses nothing."""
 
@@ -61,40 +62,35 @@ class _Weight(NamedTuple):
 
 
 class _Steps:
-    """Which of the calls of one kind go: first half of what the caller has who has brought most, the heaviest and of
-    these the newest. Within ten seconds of that, all of whoever has, or had, brought most; and all of everybody where
-    the step before did not help."""
+    """Which calls go: first half of what the caller has who has brought most, the heaviest and of these the newest,
+    bodies before streams. Within ten seconds of that, all of whoever has, or had, brought most; and all where the step
+    before did not help."""
 
     def __init__(self) -> None:
         self._taken = 0
         self._last = float("-inf")
         self._heaviest: set[str] = set()
         self._helped = False
-        self.all_gone = False
-        """Whether everybody's were taken, or nobody has brought anything, and it did not help so far."""
 
     def helped(self) -> None:
         """The process is no longer too large."""
         self._helped = True
-        self.all_gone = False
 
-    def next(self, brought: Mapping[Call, float], now: float) -> list[Call]:
+    def next(self, brought: Mapping[Call, float], streams: Container[Call], now: float) -> list[Call]:
         """Those that go now, of the calls of those who have brought much, and how many bytes came with each."""
-        by_caller = _by_caller(brought)
-        calls = list(brought)
-        if not calls:
-            self.all_gone = True
-            return []
         if now - self._last >= LOWEST_OF:
             self._taken = 0
             self._heaviest.clear()
         helped, self._helped = self._helped, False
         self._taken, self._last = self._taken + 1, now
         if self._taken > 2 and not helped:
-            self.all_gone = True
-            return calls
+            return list(brought)
+        by_caller = _by_caller(brought)
         self._heaviest.add(max(by_caller, key=by_caller.__getitem__))
-        theirs = sorted((call for call in calls if call.principal.subject in self._heaviest), key=brought.__getitem__)
+        theirs = sorted(
+            (call for call in brought if call.principal.subject in self._heaviest),
+            key=lambda call: (call not in streams, brought[call]),
+        )
         return theirs[len(theirs) // 2 :] if self._taken == 1 else theirs
 
 
@@ -109,9 +105,9 @@ class Arrivals:
     """Bounds what arrives slowly: known callers' to a growth of `budget` bytes, which must be whole after `time_limit`
     seconds, that of public methods to 64 MiB and 5 seconds."""
 
-    def __init__(self, budget: int, time_limit: float, undelivered: Callable[[], Mapping[str, int]]) -> None:
-        """`undelivered` tells how many bytes each connection has brought that are not whole yet."""
-        self._undelivered = undelivered
+    def __init__(self, budget: int, time_limit: float, connections: Callable[[], Connections]) -> None:
+        """`connections` tell how much came by each."""
+        self._connections = connections
         self._budget = budget
         self._time_limit = time_limit
         self._bodies: dict[Call, float] = {}
@@ -119,7 +115,7 @@ class Arrivals:
         self._now = float("-inf")
         self._levels: dict[Call, _Weight] = {}
         self._recent: deque[_Weight] = deque(maxlen=round(LOWEST_OF / LOOK_INTERVAL))
-        self._body_steps, self._stream_steps = _Steps(), _Steps()
+        self._steps = _Steps()
         self._until_give_back = self._settling = 0
         self._ended_since = False
         self._ended_with = 0
@@ -181,8 +177,7 @@ class Arrivals:
         if public:
             self._end(public)
         if not known:
-            self._body_steps.helped()
-            self._stream_steps.helped()
+            self._steps.helped()
         elif not self._settling or weight.own > self._ended_with + self._budget // 4:
             self._shed_known(now, max(grown[call] for call in known))
             self._settling, self._ended_with = SETTLE, weight.own
@@ -197,41 +192,43 @@ class Arrivals:
         return {call: grown for call, level in self._levels.items() if (grown := own - level.own) > least}
 
     def _shed_known(self, now: float, growth: int) -> None:
-        """Bodies first: a slow body holds something, most streams that wait do not. Of all that arrives, whenever it
-        began: what is grown beyond the budget since an old call began may have come with the new ones."""
-        heavy = self._of_the_heavy(growth, now)
-        for steps, arriving in ((self._body_steps, self._bodies), (self._stream_steps, self._streams)):
-            calls = {call: heavy[call] for call in arriving if call in heavy}
-            if not steps.all_gone and (going := steps.next(calls, now)):
-                self._end(going)
+        """Of all that arrives, whenever it began: what is grown beyond the budget since an old call began may have come
+        with the new ones."""
+        connections = self._connections()
+        for by_connection, telling in (
+            (connections.undelivered(), TELLING),
+            (connections.received(), TELLING_PINNED),
+        ):
+            brought = self._share(by_connection, growth)
+            if brought and sum(brought.values()) >= growth / telling:
+                if heavy := self._heavy(brought, now):
+                    self._end(self._steps.next(heavy, self._streams, now))
                 return
-        # All went, or nobody has brought it, and the process is as large as before: it is not what arrives.
+        # It is not what arrives.
         self._recent.clear()
         self._levels.clear()
 
-    def _of_the_heavy(self, growth: int, now: float) -> dict[Call, float]:
-        """The calls of those who have brought what the process has grown by, and how many bytes came with each."""
-        brought = self._brought()
+    def _heavy(self, brought: Mapping[Call, float], now: float) -> dict[Call, float]:
+        """The calls of those who have brought much."""
         totals = _by_caller(brought)
-        if not totals or sum(totals.values()) < growth / TELLING:
-            return {}
         if now - self._heaviest_at >= LOWEST_OF:
             self._heaviest = 0.0
-        self._heaviest, self._heaviest_at = max(self._heaviest, *totals.values()), now
+        if (most := max(totals.values())) >= self._heaviest:
+            self._heaviest, self._heaviest_at = most, now
         least = max(LITTLE, self._heaviest / COMPARABLE)
         return {call: size for call, size in brought.items() if totals[call.principal.subject] >= least}
 
-    def _brought(self) -> dict[Call, float]:
+    def _share(self, by_connection: Mapping[str, int], growth: int) -> dict[Call, float]:
         """By each call of a known caller, an equal share of what its connection has brought. Of a connection that is
-        not known, an equal part of the budget is taken for it."""
-        undelivered = self._undelivered()
-        arriving = [*self._bodies, *self._streams]
-        sharing = Counter(call.connection for call in arriving)
-        unknown = self._budget / max(1, len(arriving))
+        not known, an equal part of the growth is taken for it."""
+        known = [call for call in (*self._bodies, *self._streams) if not call.method.access.public]
+        sharing = Counter(call.connection for call in known)
+        unknown = growth / max(1, len(known))
         return {
-            call: undelivered[call.connection] / sharing[call.connection] if call.connection in undelivered else unknown
-            for call in arriving
-            if not call.method.access.public
+            call: by_connection[call.connection] / sharing[call.connection]
+            if call.connection in by_connection
+            else unknown
+            for call in known
         }
 
     def _end(self, calls: Iterable[Call]) -> None:

@@ -46,7 +46,7 @@ class BodyReader:
             _FULL, capacity=PUBLIC_QUICK, each=PUBLIC_QUICK_EACH, waiting=WAITING, waiting_each=WAITING_EACH
         )
         self._quick: dict[Call, float] = {}
-        self.arrivals = Arrivals(budget, time_limit, lambda: self._connections.undelivered())
+        self.arrivals = Arrivals(budget, time_limit, lambda: self._connections)
         self._connections = Connections(LOWEST_OF, self.arrivals.arriving)
 
     async def read(self, call: Call) -> bytes:
@@ -54,6 +54,8 @@ class BodyReader:
 
         One that is too slow ends its call, with OVERLOADED or STREAM_STALLED.
         """
+        connection = call.connection
+        self._connections.expect(connection)
         gate, caller = self._gate_of(call)
         if not gate.try_enter(caller, 1):
             await gate.enter(caller, 1)
@@ -68,7 +70,7 @@ class BodyReader:
                 self.arrivals.over(call)
         if body is grpc.aio.EOF:
             raise InferplaneError(ErrorReason.ERROR_REASON_MALFORMED_REQUEST, detail="there is none")
-        self._deliver(call, body)
+        self._connections.deliver(connection, len(body))
         return body  # type: ignore[no-any-return] # bytes, where there is no deserialiser
 
     def _gate_of(self, call: Call) -> tuple[FairGate, str]:
@@ -79,18 +81,17 @@ class BodyReader:
 
     async def message(self, call: Call) -> Any:
         """The next message of a stream, or EOF."""
+        connection = call.connection
+        self._connections.expect(connection)
         self.arrivals.message(call)
         try:
             message = await call.context.read()
         finally:
             self.arrivals.over(call)
         if message is not grpc.aio.EOF:
-            self._deliver(call, message)
+            call.delivered += len(message)
+            self._connections.deliver(connection, len(message))
         return message
-
-    def _deliver(self, call: Call, message: bytes) -> None:
-        call.delivered += len(message)
-        self._connections.deliver(call.connection, len(message))
 
     async def messages(self, call: Call) -> AsyncIterator[bytes]:
         """All messages of a stream."""

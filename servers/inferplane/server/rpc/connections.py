@@ -3,6 +3,9 @@
 gRPC does not tell how much of a message is there, but the kernel counts what a connection has received (TCP_INFO,
 tcp(7)), and we what came out of it. Headers are in the difference too, some hundred bytes a call, and what was thrown
 away. So only what came since something began to arrive counts, and what came in the seconds before.
+
+What is not whole may keep more in memory than it has itself: of each frame gRPC holds all that it read together with
+it. So it matters, too, how much a connection has received at all since what is arriving there began to.
 """
 
 import ctypes
@@ -23,11 +26,12 @@ _TCP_INFO = 11
 _BYTES_RECEIVED = 128
 """Where `tcpi_bytes_received` stands in `struct tcp_info` (linux/tcp.h), since Linux 4.1."""
 _INET = 2
-INTERVAL = 1.0
-"""Seconds from sample to sample; where there are thousands of connections, fifty times as long as one takes."""
+INTERVAL = 0.2
+"""Seconds from sample to sample, sooner where a new connection begins to bring something; where there are thousands,
+SHARE times as long as a sample takes."""
 SHARE = 50
-MOST_SAMPLES = 32
-"""Of one connection; of those beyond them that are in the middle some are left out."""
+MOST_SAMPLES = 64
+"""Of one connection; beyond them the older ones become fewer."""
 
 
 class Arriving(NamedTuple):
@@ -45,11 +49,19 @@ class Socket(NamedTuple):
     received: int
 
 
+class _Sample(NamedTuple):
+    """What a connection had brought `at` then, and how much of it was not `delivered`."""
+
+    at: float
+    received: int
+    undelivered: int
+
+
 @dataclass(slots=True)
 class _Known:
     inode: int
-    samples: list[tuple[float, int]]
-    """When it had brought how much more than was delivered; the first is what is compared with."""
+    samples: list[_Sample]
+    """The first is what is compared with."""
 
 
 class Connections:
@@ -67,47 +79,76 @@ class Connections:
         self._arriving = arriving
         self._delivered: Counter[str] = Counter()
         self._known: dict[str, _Known] = {}
-        self._next = float("-inf")
+        self._next = self._soonest = float("-inf")
 
     def deliver(self, connection: str, size: int) -> None:
         """A message of `size` bytes is whole."""
         self._delivered[connection] += size
+
+    def expect(self, connection: str) -> None:
+        """Something comes from there; that it is there is to be known before that is delivered."""
+        if connection not in self._known:
+            self._next = min(self._next, self._soonest)
 
     def sample(self, now: float) -> None:
         """Remember how things stand, once in a while. `now` is on the monotonic clock."""
         if now < self._next:
             return
         began = time.perf_counter()
-        oldest: dict[str, float] = {}
-        for call in self._arriving():
-            oldest[call.connection] = min(call.since, oldest.get(call.connection, now))
-        left = self._left()
-        for connection, size in left.items():
+        oldest = self._oldest()
+        present = self._present(now)
+        for connection, sample in present.items():
             samples = self._known[connection].samples
-            samples.append((now, size))
+            samples.append(sample)
             needed = min(now - self._window, oldest.get(connection, now))
-            while samples[1][0] <= needed:
+            while samples[1].at <= needed:
                 del samples[0]
             if len(samples) > MOST_SAMPLES:
-                del samples[1]
-        if left:
+                del samples[2 : MOST_SAMPLES // 2 : 2]
+        if present:
             # Else there was no descriptor left to look with, or nobody is there.
-            self._known = {connection: self._known[connection] for connection in left}
-            self._delivered = Counter({connection: self._delivered[connection] for connection in left})
-        self._next = now + max(INTERVAL, SHARE * (time.perf_counter() - began))
+            self._known = {connection: self._known[connection] for connection in present}
+            self._delivered = Counter({connection: self._delivered[connection] for connection in present})
+        pause = SHARE * (time.perf_counter() - began)
+        self._next, self._soonest = now + max(INTERVAL, pause), now + pause
 
     def undelivered(self) -> Mapping[str, int]:
         """How many more bytes than were delivered each connection has brought."""
         return {
-            connection: max(0, size - self._known[connection].samples[0][1])
-            for connection, size in self._left().items()
+            connection: max(0, sample.undelivered - self._known[connection].samples[0].undelivered)
+            for connection, sample in self._present(0.0).items()
         }
 
-    def _left(self) -> dict[str, int]:
+    def received(self) -> Mapping[str, int]:
+        """How many bytes each connection by which something arrives has received since that began, or somewhat
+        later."""
+        oldest = self._oldest()
+        return {
+            connection: sample.received - self._received_at(connection, oldest[connection], sample.received)
+            for connection, sample in self._present(0.0).items()
+            if connection in oldest
+        }
+
+    def _received_at(self, connection: str, moment: float, now: int) -> int:
+        """By the first sample after it; what came in between may be anybody's."""
+        samples = self._known[connection].samples
+        return next((sample.received for sample in samples if sample.at >= moment), now)
+
+    def _oldest(self) -> dict[str, float]:
+        """Since when something arrives by each connection."""
+        oldest: dict[str, float] = {}
+        for call in self._arriving():
+            oldest[call.connection] = min(call.since, oldest.get(call.connection, call.since))
+        return oldest
+
+    def _present(self, now: float) -> dict[str, _Sample]:
         sockets = self._sockets()
         if any(self._is_new(connection, socket) for connection, socket in sockets.items()):
             self._begin(sockets)
-        return {connection: socket.received - self._delivered[connection] for connection, socket in sockets.items()}
+        return {
+            connection: _Sample(now, socket.received, socket.received - self._delivered[connection])
+            for connection, socket in sockets.items()
+        }
 
     def _is_new(self, connection: str, socket: Socket) -> bool:
         known = self._known.get(connection)
@@ -122,7 +163,7 @@ class Connections:
         for connection, socket in sockets.items():
             if self._is_new(connection, socket):
                 self._delivered[connection] = certain[connection]
-                self._known[connection] = _Known(socket.inode, [(float("-inf"), 0)])
+                self._known[connection] = _Known(socket.inode, [_Sample(float("-inf"), 0, 0)])
 
 
 def sockets_of_this_process() -> dict[str, Socket]:
