@@ -1,6 +1,7 @@
 """A client that speaks HTTP/2 frame by frame: it can do what gRPC's own clients never would."""
 
 import asyncio
+import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -130,10 +131,13 @@ class RawConnection:
 
 
 @asynccontextmanager
-async def raw_connection(address: str) -> AsyncIterator[RawConnection]:
-    """Connect to `host:port`."""
+async def raw_connection(address: str, connected: socket.socket | None = None) -> AsyncIterator[RawConnection]:
+    """Connect to `host:port`, or speak by a socket that is `connected` to it."""
     host, _, port = address.rpartition(":")
-    reader, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+    if connected is None:
+        reader, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+    else:
+        reader, writer = await asyncio.open_connection(sock=connected)
     connection = RawConnection(reader, writer, host)
     receiving = asyncio.create_task(connection.receive())
     try:

@@ -1,5 +1,7 @@
 """What the kernel and we know of a connection together: how many bytes it has brought that are not whole yet."""
 
+import socket
+
 import pytest
 
 from inferplane.server.rpc.connections import Connections
@@ -48,3 +50,25 @@ async def test_what_was_delivered_does_not_count() -> None:
             await connection.send(stream, FRAMED)
             await until(lambda: len(plane.triton.requests) > number)  # noqa: B023 - awaited here
         assert connections(plane).undelivered()[name] < 64 << 10
+
+
+def connected(address: str, own: int = 0) -> socket.socket:
+    """A socket connected to `host:port` from a port that others may use too."""
+    made = socket.socket()
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    made.bind(("127.0.0.1", own))
+    host, _, port = address.rpartition(":")
+    made.connect((host, int(port)))
+    return made
+
+
+async def test_what_comes_to_one_of_our_ports_is_not_hidden_by_a_connection_to_another_from_the_same_address() -> None:
+    async with data_plane() as plane, data_plane() as other:
+        first = connected(plane.address)
+        port = first.getsockname()[1]
+        async with raw_connection(plane.address, first) as pouring:
+            stream, name = await open_stream(plane, pouring)
+            await pouring.send(stream, FRAMED[:-1])
+            await until(lambda: connections(plane).undelivered()[name] > MIB)
+            with connected(other.address, port):
+                assert connections(plane).undelivered()[name] > MIB

@@ -43,7 +43,8 @@ class Arriving(NamedTuple):
 
 
 class Socket(NamedTuple):
-    """One of ours: by its number in the file system, which no later one of the same address has."""
+    """One of ours: by its number in the file system, which no later one of the same address has. Several of one address
+    are taken together."""
 
     inode: int
     received: int
@@ -188,7 +189,10 @@ def sockets_of_this_process() -> dict[str, Socket]:
         except OSError:
             # Closed by gRPC's threads meanwhile.
             continue
-        found[_name(address.raw)] = Socket(inode, struct.unpack_from("=Q", info.raw, _BYTES_RECEIVED)[0])
+        # From one address there may be several, one to each of our ports; gRPC calls them all the same.
+        others = found.get(name := _name(address.raw), Socket(0, 0))
+        (received,) = struct.unpack_from("=Q", info.raw, _BYTES_RECEIVED)
+        found[name] = Socket(others.inode ^ inode, others.received + received)
     return found
 
 
