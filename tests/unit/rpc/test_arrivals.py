@@ -1,114 +1,9 @@
 """What arrives slowly, in a process of which only the whole can be weighed."""
 
-from collections import Counter
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 
-from inferplane.common.v1.access_pb2 import AccessRule
-from inferplane.server.errors import InferplaneError
-from inferplane.server.identity.principal import Principal
 from inferplane.server.rpc import arrivals as module
-from inferplane.server.rpc.arrivals import LOOK_INTERVAL, LOWEST_OF, Arrivals
-from inferplane.server.rpc.connections import Connections, Socket
-from inferplane.server.rpc.methods import Method
-
-MIB = 1 << 20
-BASE = 100
-"""MiB that the process takes by itself."""
-BUDGET = 16
-
-
-class Arriving:
-    """A call of whose body, or next message, `held` MiB are there."""
-
-    def __init__(self, user: str = "", *, streams: bool = False) -> None:
-        access = AccessRule(authenticated=True) if user else AccessRule(public=True)
-        self.method = Method("/s/m", "s", "m", access, streams=streams)
-        self.principal = Principal(f"users/{user}")
-        self.connection = f"ipv4:192.0.2.1:{user}"
-        self.held = 0.0
-        self.delivered = 0
-        self.ended = ""
-
-    def end(self, error: InferplaneError) -> None:
-        self.ended = str(error)
-
-
-class Process:
-    """Takes what its calls hold. What ended calls held is used again first, and given back when it is told to. Each
-    caller has one connection, of which the kernel tells how much it has brought, unless it does not. `overhead` are
-    headers, in MiB a second of each."""
-
-    def __init__(self, *, gives_back: bool = True, kernel_tells: bool = True, overhead: float = 0.0) -> None:
-        self.arrivals = Arrivals(BUDGET * MIB, 60, lambda: self.connections)
-        self.connections = Connections(LOWEST_OF, self.arrivals.arriving, self.sockets)
-        self._gone: Counter[str] = Counter()
-        self._passed: Counter[str] = Counter()
-        self._kernel_tells = kernel_tells
-        self._overhead = overhead
-        self.own = BASE
-        self.calls: list[Arriving] = []
-        self.now = 1000.0
-        self._gives_back = gives_back
-        self._highest = 0.0
-
-    def begin(self, *calls: Arriving) -> None:
-        for call in calls:
-            self.calls.append(call)
-            some_call: Any = call
-            if call.method.streams:
-                self.arrivals.message(some_call)
-            else:
-                self.arrivals.body(some_call, self.now)
-
-    def deliver(self, connection: str, size: int) -> None:
-        """So many MiB came whole, and stay in memory because something beside them has not."""
-        self._passed[connection] += size * MIB
-        self.connections.deliver(connection, size * MIB)
-        self.own += size
-
-    @property
-    def held(self) -> float:
-        return sum(call.held for call in self.calls)
-
-    def sockets(self) -> dict[str, Socket]:
-        """What each connection has brought so far."""
-        if not self._kernel_tells:
-            return {}
-        total = self._gone.copy()
-        for call in self.calls:
-            total[call.connection] += int(call.held * MIB)
-        total.update(self._passed)
-        headers = int(self._overhead * MIB * (self.now - 1000))
-        return {name: Socket(1, size + headers) for name, size in total.items()}
-
-    def look(self) -> list[Arriving]:
-        """Those that are ended at the next look."""
-        self.now += LOOK_INTERVAL
-        self.connections.sample(self.now)
-        self._highest = max(self._highest, self.own + self.held)
-        give_back = self.arrivals.look(self.now, int(self._highest * MIB))
-        ended = [call for call in self.calls if call.ended]
-        for call in ended:
-            self.calls.remove(call)
-            self._gone[call.connection] += int(call.held * MIB)
-            gone: Any = call
-            self.arrivals.over(gone)
-        if give_back and self._gives_back:
-            self._highest = 0.0
-        return ended
-
-    def looks(self, count: int) -> list[Arriving]:
-        return [call for _ in range(count) for call in self.look()]
-
-
-def calls(count: int, user: str = "", *, streams: bool = False, held: float = 0.0) -> list[Arriving]:
-    made = [Arriving(user, streams=streams) for _ in range(count)]
-    for call in made:
-        call.held = held
-    return made
+from tests.support.weighed_process import BASE, BUDGET, MIB, Process, calls
 
 
 @pytest.mark.parametrize("overhead", [0.0, 0.02])
@@ -145,17 +40,6 @@ def test_who_has_held_much_for_long_goes_before_who_brings_less_now() -> None:
     process.begin(*calls(1, "bob", streams=True, held=6))
     assert process.looks(10) == alices
     assert process.looks(200) == []
-
-
-@pytest.mark.parametrize("streams", [False, True], ids=["bodies", "streams"])
-def test_who_has_brought_little_of_it_loses_nothing(streams: bool) -> None:
-    process = Process()
-    process.looks(2)
-    bobs = calls(2, "bob", streams=streams, held=1)
-    process.begin(*bobs)
-    most = pour(process, [lambda: calls(20, "alice", streams=streams)], 1.0)
-    assert not any("hold too much" in call.ended for call in bobs)
-    assert most < 2 * BUDGET + 6
 
 
 @pytest.mark.parametrize("streams", [False, True], ids=["bodies", "streams"])
@@ -283,100 +167,6 @@ def test_a_body_that_takes_too_long_goes() -> None:
     assert process.looks(98) == []
     assert process.looks(4) == public
     assert process.looks(1150) == known
-
-
-def pour(
-    process: Process,
-    kinds: list[Callable[[], list[Arriving]]],
-    rate: float,
-    beside: Callable[[int], None] = lambda _look: None,
-) -> float:
-    """Each kind of attacker keeps his calls open and lets them take `rate` MiB a look together, up to 4 each, for five
-    minutes, and `beside` happens before each look; the most that was held."""
-    mine: list[list[Arriving]] = [[] for _ in kinds]
-    most = 0.0
-    for number in range(round(300 / LOOK_INTERVAL)):
-        beside(number)
-        for position, make in enumerate(kinds):
-            mine[position] = [call for call in mine[position] if not call.ended]
-            if len(mine[position]) < 20:
-                fresh = make()[: 20 - len(mine[position])]
-                process.begin(*fresh)
-                mine[position] += fresh
-            for call in mine[position]:
-                call.held = min(4.0, call.held + rate / len(kinds) / 20)
-        most = max(most, process.held)
-        process.look()
-    return most
-
-
-@pytest.mark.parametrize(
-    "kinds",
-    [
-        [lambda: calls(20, "alice")],
-        [lambda: calls(20, "alice", streams=True)],
-        [lambda: calls(20, "alice"), lambda: calls(20, "alice", streams=True)],
-        [lambda: calls(20, "alice"), lambda: calls(20, "bob"), lambda: calls(20, "eve")],
-        [lambda: calls(20, "alice", streams=True), lambda: calls(20, "bob", streams=True)],
-    ],
-    ids=["bodies", "streams", "both", "bodies of three", "streams of two"],
-)
-@pytest.mark.parametrize("rate", [0.2, 1.0, 2.0])
-def test_whoever_pours_for_minutes_holds_no_more_than_twice_the_budget(
-    kinds: list[Callable[[], list[Arriving]]], rate: float
-) -> None:
-    most = pour(Process(), kinds, rate)
-    print(f"{most:.1f} MiB at most of {BUDGET}")
-    assert most < 2 * BUDGET + 6 * rate
-
-
-@pytest.mark.parametrize("rate", [0.2, 1.0, 2.0])
-def test_a_trickle_of_public_calls_does_not_shield_who_pours(monkeypatch: pytest.MonkeyPatch, rate: float) -> None:
-    monkeypatch.setattr(module, "PUBLIC_BUDGET", 2 * MIB)
-    process = Process()
-    most = pour(process, [lambda: calls(20, "alice")], rate, lambda _look: process.begin(*calls(1)))
-    assert most < 2 * BUDGET + 6 * rate
-
-
-@pytest.mark.parametrize("streams", [False, True], ids=["bodies", "streams"])
-@pytest.mark.parametrize("rate", [0.1, 1.0, 2.0])
-def test_who_pours_ends_none_of_the_others(rate: float, streams: bool) -> None:
-    process = Process()
-    bobs: list[Arriving] = []
-
-    def half_a_second_of_a_body(look: int) -> None:
-        if look % 10 == 0:
-            if bobs and not bobs[-1].ended:
-                process.calls.remove(bobs[-1])
-                gone: Any = bobs[-1]
-                process.arrivals.over(gone)
-            bobs.extend(calls(1, "bob", streams=streams, held=0.01))
-            process.begin(bobs[-1])
-
-    pour(process, [lambda: calls(20, "alice", streams=streams)], rate, half_a_second_of_a_body)
-    assert not any(call.ended for call in bobs)
-
-
-@pytest.mark.parametrize("streams", [False, True], ids=["bodies", "streams"])
-@pytest.mark.parametrize("rate", [0.02, 0.1, 0.5, 1.0])
-@pytest.mark.parametrize("idle", [10, 40])
-def test_who_pours_ends_nothing_of_those_who_wait(idle: int, rate: float, streams: bool) -> None:
-    """However many they are, and however long they have been there."""
-    process = Process()
-    process.looks(2)
-    bobs = calls(idle, "bob", streams=True)
-    process.begin(*bobs)
-    process.looks(2)
-    most = pour(process, [lambda: calls(20, "alice", streams=streams)], rate)
-    assert not any(call.ended for call in bobs)
-    assert most < 2 * BUDGET + 6 * rate
-
-
-def test_what_is_steadily_held_elsewhere_does_not_widen_the_budget() -> None:
-    process = Process()
-    process.own += 40
-    process.arrivals.held_elsewhere = lambda: 40 * MIB
-    assert pour(process, [lambda: calls(20, "alice")], 0.5) < 2 * BUDGET
 
 
 def test_what_was_ended_after_a_giving_back_began_is_given_back_too(monkeypatch: pytest.MonkeyPatch) -> None:

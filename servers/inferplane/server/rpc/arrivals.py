@@ -14,9 +14,9 @@ from typing import NamedTuple
 from inferplane.common.v1.errors_pb2 import ErrorReason
 from inferplane.server.errors import InferplaneError
 from inferplane.server.rpc.call import Call
-from inferplane.server.rpc.connections import Arriving, Connections
+from inferplane.server.rpc.connections import Arriving, Connections, Socket, sockets_of_this_process
 
-__all__ = ["LOOK_INTERVAL", "LOWEST_OF", "Arrivals", "give_back_free_memory", "resident_memory"]
+__all__ = ["LOOK_INTERVAL", "Arrivals", "give_back_free_memory", "resident_memory"]
 
 LOOK_INTERVAL = 0.05
 GIVE_BACK_AFTER = 3
@@ -105,9 +105,10 @@ class Arrivals:
     """Bounds what arrives slowly: known callers' to a growth of `budget` bytes, which must be whole after `time_limit`
     seconds, that of public methods to 64 MiB and 5 seconds."""
 
-    def __init__(self, budget: int, time_limit: float, connections: Callable[[], Connections]) -> None:
-        """`connections` tell how much came by each."""
-        self._connections = connections
+    def __init__(
+        self, budget: int, time_limit: float, sockets: Callable[[], Mapping[str, Socket]] = sockets_of_this_process
+    ) -> None:
+        self.connections = Connections(LOWEST_OF, self.arriving, sockets)
         self._budget = budget
         self._time_limit = time_limit
         self._bodies: dict[Call, float] = {}
@@ -194,10 +195,9 @@ class Arrivals:
     def _shed_known(self, now: float, growth: int) -> None:
         """Of all that arrives, whenever it began: what is grown beyond the budget since an old call began may have come
         with the new ones."""
-        connections = self._connections()
         for by_connection, telling in (
-            (connections.undelivered(), TELLING),
-            (connections.received(), TELLING_PINNED),
+            (self.connections.undelivered(), TELLING),
+            (self.connections.received(), TELLING_PINNED),
         ):
             brought = self._share(by_connection, growth)
             if brought and sum(brought.values()) >= growth / telling:

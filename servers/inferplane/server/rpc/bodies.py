@@ -17,9 +17,8 @@ import grpc
 from inferplane.common.v1.errors_pb2 import ErrorReason
 from inferplane.server.errors import InferplaneError
 from inferplane.server.fairness import FairGate
-from inferplane.server.rpc.arrivals import LOOK_INTERVAL, LOWEST_OF, Arrivals, give_back_free_memory, resident_memory
+from inferplane.server.rpc.arrivals import LOOK_INTERVAL, Arrivals, give_back_free_memory, resident_memory
 from inferplane.server.rpc.call import Call
-from inferplane.server.rpc.connections import Connections
 
 __all__ = ["BodyReader"]
 
@@ -46,8 +45,8 @@ class BodyReader:
             _FULL, capacity=PUBLIC_QUICK, each=PUBLIC_QUICK_EACH, waiting=WAITING, waiting_each=WAITING_EACH
         )
         self._quick: dict[Call, float] = {}
-        self.arrivals = Arrivals(budget, time_limit, lambda: self._connections)
-        self._connections = Connections(LOWEST_OF, self.arrivals.arriving)
+        self.arrivals = Arrivals(budget, time_limit)
+        self._connections = self.arrivals.connections
 
     async def read(self, call: Call) -> bytes:
         """The body. Raises MALFORMED_REQUEST where there is none, and OVERLOADED.

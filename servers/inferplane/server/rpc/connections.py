@@ -19,7 +19,7 @@ from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["Arriving", "Connections", "Socket"]
+__all__ = ["Arriving", "Connections", "Socket", "sockets_of_this_process"]
 
 _TCP = 6
 _TCP_INFO = 11
@@ -73,9 +73,9 @@ class Connections:
         self,
         window: float,
         arriving: Callable[[], Iterable[Arriving]],
-        sockets: Callable[[], Mapping[str, Socket]] | None = None,
+        sockets: Callable[[], Mapping[str, Socket]],
     ) -> None:
-        self._sockets = sockets or sockets_of_this_process
+        self._sockets = sockets
         self._window = window
         self._arriving = arriving
         self._delivered: Counter[str] = Counter()

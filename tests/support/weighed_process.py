@@ -1,0 +1,135 @@
+"""A process that takes as much memory as a test says its calls hold, and is looked at as a real one is."""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from inferplane.common.v1.access_pb2 import AccessRule
+from inferplane.server.errors import InferplaneError
+from inferplane.server.identity.principal import Principal
+from inferplane.server.rpc.arrivals import LOOK_INTERVAL, Arrivals
+from inferplane.server.rpc.connections import Socket
+from inferplane.server.rpc.methods import Method
+
+__all__ = ["BASE", "BUDGET", "MIB", "Arriving", "Process", "calls", "pour"]
+
+MIB = 1 << 20
+BASE = 100
+"""MiB that the process takes by itself."""
+BUDGET = 16
+
+
+class Arriving:
+    """A call of whose body, or next message, `held` MiB are there."""
+
+    def __init__(self, user: str = "", *, streams: bool = False) -> None:
+        access = AccessRule(authenticated=True) if user else AccessRule(public=True)
+        self.method = Method("/s/m", "s", "m", access, streams=streams)
+        self.principal = Principal(f"users/{user}")
+        self.connection = f"ipv4:192.0.2.1:{user}"
+        self.held = 0.0
+        self.delivered = 0
+        self.ended = ""
+
+    def end(self, error: InferplaneError) -> None:
+        self.ended = str(error)
+
+
+class Process:
+    """Takes what its calls hold. What ended calls held is used again first, and given back when it is told to. Each
+    caller has one connection, of which the kernel tells how much it has brought, unless it does not. `overhead` are
+    headers, in MiB a second of each."""
+
+    def __init__(self, *, gives_back: bool = True, kernel_tells: bool = True, overhead: float = 0.0) -> None:
+        self.arrivals = Arrivals(BUDGET * MIB, 60, self.sockets)
+        self.connections = self.arrivals.connections
+        self._gone: Counter[str] = Counter()
+        self._passed: Counter[str] = Counter()
+        self._kernel_tells = kernel_tells
+        self._overhead = overhead
+        self.own = BASE
+        self.calls: list[Arriving] = []
+        self.now = 1000.0
+        self._gives_back = gives_back
+        self._highest = 0.0
+
+    def begin(self, *calls: Arriving) -> None:
+        for call in calls:
+            self.calls.append(call)
+            some_call: Any = call
+            if call.method.streams:
+                self.arrivals.message(some_call)
+            else:
+                self.arrivals.body(some_call, self.now)
+
+    def deliver(self, connection: str, size: int) -> None:
+        """So many MiB came whole, and stay in memory because something beside them has not."""
+        self._passed[connection] += size * MIB
+        self.connections.deliver(connection, size * MIB)
+        self.own += size
+
+    @property
+    def held(self) -> float:
+        return sum(call.held for call in self.calls)
+
+    def sockets(self) -> dict[str, Socket]:
+        """What each connection has brought so far."""
+        if not self._kernel_tells:
+            return {}
+        total = self._gone.copy()
+        for call in self.calls:
+            total[call.connection] += int(call.held * MIB)
+        total.update(self._passed)
+        headers = int(self._overhead * MIB * (self.now - 1000))
+        return {name: Socket(1, size + headers) for name, size in total.items()}
+
+    def look(self) -> list[Arriving]:
+        """Those that are ended at the next look."""
+        self.now += LOOK_INTERVAL
+        self.connections.sample(self.now)
+        self._highest = max(self._highest, self.own + self.held)
+        give_back = self.arrivals.look(self.now, int(self._highest * MIB))
+        ended = [call for call in self.calls if call.ended]
+        for call in ended:
+            self.calls.remove(call)
+            self._gone[call.connection] += int(call.held * MIB)
+            gone: Any = call
+            self.arrivals.over(gone)
+        if give_back and self._gives_back:
+            self._highest = 0.0
+        return ended
+
+    def looks(self, count: int) -> list[Arriving]:
+        return [call for _ in range(count) for call in self.look()]
+
+
+def calls(count: int, user: str = "", *, streams: bool = False, held: float = 0.0) -> list[Arriving]:
+    made = [Arriving(user, streams=streams) for _ in range(count)]
+    for call in made:
+        call.held = held
+    return made
+
+
+def pour(
+    process: Process,
+    kinds: list[Callable[[], list[Arriving]]],
+    rate: float,
+    beside: Callable[[int], None] = lambda _look: None,
+) -> float:
+    """Each kind of attacker keeps his calls open and lets them take `rate` MiB a look together, up to 4 each, for five
+    minutes, and `beside` happens before each look; the most that was held."""
+    mine: list[list[Arriving]] = [[] for _ in kinds]
+    most = 0.0
+    for number in range(round(300 / LOOK_INTERVAL)):
+        beside(number)
+        for position, make in enumerate(kinds):
+            mine[position] = [call for call in mine[position] if not call.ended]
+            if len(mine[position]) < 20:
+                fresh = make()[: 20 - len(mine[position])]
+                process.begin(*fresh)
+                mine[position] += fresh
+            for call in mine[position]:
+                call.held = min(4.0, call.held + rate / len(kinds) / 20)
+        most = max(most, process.held)
+        process.look()
+    return most
