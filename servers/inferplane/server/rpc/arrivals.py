@@ -179,7 +179,7 @@ class Arrivals:
             self._end(public)
         if not known:
             self._steps.helped()
-        elif not self._settling or weight.own > self._ended_with + self._budget // 4:
+        elif not self._settling or weight.own > self._ended_with + self._budget // 8:
             self._shed_known(now, max(grown[call] for call in known))
             self._settling, self._ended_with = SETTLE, weight.own
 
