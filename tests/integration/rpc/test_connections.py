@@ -61,7 +61,7 @@ async def test_calls_of_who_opens_more_than_was_said_are_refused_and_the_others_
         streams = [await connection.open(WHO, as_user()) for _ in range(10)]
         for stream in streams:
             await connection.send(stream, BODY, last=True)
-        await until(lambda: connection.ended >= set(streams[MOST:]))
+        await until(lambda: connection.ended >= set(streams[MOST:]) and waiting.now == MOST)
         assert not connection.trailers
         assert waiting.most == MOST
         waiting.go.set()
