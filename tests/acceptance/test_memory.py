@@ -16,14 +16,13 @@ from inferplane.server.settings import Settings
 from tests.support.http2 import RawConnection, raw_connection
 from tests.support.memory import growth
 from tests.support.onnx_models import identity
-from tests.support.paths import HEALTH, INFER, STREAM, WHO
+from tests.support.paths import HEALTH, INFER, REFLECTION, STREAM, WHO
 from tests.support.up import Up, running_up
 
 MIB = 1 << 20
 PASSWORD = "correct horse battery"
 SECONDS = 6.0
 """How long bodies are poured: longer than one of a public method may take."""
-REFLECTION = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
 EACH = 64 << 10
 """Bytes of one request and of its answer."""
 LITTLE = 64 * MIB

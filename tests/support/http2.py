@@ -34,8 +34,11 @@ class RawConnection:
         self._unread: Counter[int] = Counter()
         self.closed = asyncio.Event()
 
-    async def begin(self) -> None:
+    async def begin(self, window: int | None) -> None:
         """Say hello."""
+        if window is not None:
+            self._http2.local_settings[SettingCodes.INITIAL_WINDOW_SIZE] = window
+            self._http2.local_settings.acknowledge()
         self._http2.initiate_connection()
         await self._flush()
 
@@ -131,8 +134,11 @@ class RawConnection:
 
 
 @asynccontextmanager
-async def raw_connection(address: str, connected: socket.socket | None = None) -> AsyncIterator[RawConnection]:
-    """Connect to `host:port`, or speak by a socket that is `connected` to it."""
+async def raw_connection(
+    address: str, connected: socket.socket | None = None, *, window: int | None = None
+) -> AsyncIterator[RawConnection]:
+    """Connect to `host:port`, or speak by a socket that is `connected` to it. The server may answer each call with so
+    many bytes as the `window` has, HTTP/2's usual 64 KiB if it is not given, until these are read."""
     host, _, port = address.rpartition(":")
     if connected is None:
         reader, writer = await asyncio.open_connection(host.strip("[]"), int(port))
@@ -141,7 +147,7 @@ async def raw_connection(address: str, connected: socket.socket | None = None) -
     connection = RawConnection(reader, writer, host)
     receiving = asyncio.create_task(connection.receive())
     try:
-        await connection.begin()
+        await connection.begin(window)
         yield connection
     finally:
         receiving.cancel()

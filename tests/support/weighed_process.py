@@ -1,15 +1,15 @@
 """A process that takes as much memory as a test says its calls hold, and is looked at as a real one is."""
 
-from collections import Counter
-from collections.abc import Callable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection
 from typing import Any
 
 from inferplane.common.v1.access_pb2 import AccessRule
 from inferplane.server.errors import InferplaneError
-from inferplane.server.identity.principal import Principal
+from inferplane.server.identity.principal import ANONYMOUS, Principal
 from inferplane.server.rpc.arrivals import LOOK_INTERVAL, Arrivals
-from inferplane.server.rpc.connections import Socket
 from inferplane.server.rpc.methods import Method
+from inferplane.server.rpc.sockets import Socket
 
 __all__ = ["BASE", "BUDGET", "MIB", "Arriving", "Process", "calls", "pour"]
 
@@ -25,8 +25,9 @@ class Arriving:
     def __init__(self, user: str = "", *, streams: bool = False) -> None:
         access = AccessRule(authenticated=True) if user else AccessRule(public=True)
         self.method = Method("/s/m", "s", "m", access, streams=streams)
-        self.principal = Principal(f"users/{user}")
+        self.principal = Principal(f"users/{user}") if user else ANONYMOUS
         self.connection = f"ipv4:192.0.2.1:{user}"
+        self.started = 0.0
         self.held = 0.0
         self.delivered = 0
         self.ended = ""
@@ -41,14 +42,20 @@ class Process:
     headers, in MiB a second of each."""
 
     def __init__(self, *, gives_back: bool = True, kernel_tells: bool = True, overhead: float = 0.0) -> None:
-        self.arrivals = Arrivals(BUDGET * MIB, 60, self.sockets)
+        some_calls: Any = self.open_calls
+        self.arrivals = Arrivals(BUDGET * MIB, 60, some_calls, self)
         self.connections = self.arrivals.connections
         self._gone: Counter[str] = Counter()
         self._passed: Counter[str] = Counter()
+        self._inodes: Counter[str] = Counter()
+        self.kept: defaultdict[str, float] = defaultdict(float)
         self._kernel_tells = kernel_tells
         self._overhead = overhead
         self.own = BASE
         self.calls: list[Arriving] = []
+        self.open: list[Arriving] = []
+        """Calls of which nothing is read."""
+        self.closed: list[str] = []
         self.now = 1000.0
         self._gives_back = gives_back
         self._highest = 0.0
@@ -56,23 +63,52 @@ class Process:
     def begin(self, *calls: Arriving) -> None:
         for call in calls:
             self.calls.append(call)
+            call.started = self.now
             some_call: Any = call
             if call.method.streams:
                 self.arrivals.message(some_call)
             else:
                 self.arrivals.body(some_call, self.now)
 
-    def deliver(self, connection: str, size: int) -> None:
-        """So many MiB came whole, and stay in memory because something beside them has not."""
-        self._passed[connection] += size * MIB
-        self.connections.deliver(connection, size * MIB)
-        self.own += size
+    def unread(self, *calls: Arriving) -> None:
+        """Nothing is read of these any more, though they go on."""
+        for call in calls:
+            self.calls.remove(call)
+            self.open.append(call)
+            some_call: Any = call
+            self.arrivals.over(some_call)
+
+    def open_calls(self) -> list[Arriving]:
+        return self.calls + self.open
+
+    def throw_away(self, connection: str, size: float) -> None:
+        """So many MiB came that belong to no call any more."""
+        self._passed[connection] += int(size * MIB)
+
+    def deliver(self, connection: str, size: float, *, kept: bool = False) -> None:
+        """So many MiB came whole. They may be kept because something beside them is not, until nothing of their
+        connection is open any more."""
+        self._passed[connection] += int(size * MIB)
+        self.connections.deliver(connection, int(size * MIB))
+        if kept:
+            self.kept[connection] += size
 
     @property
     def held(self) -> float:
-        return sum(call.held for call in self.calls)
+        return sum(call.held for call in self.calls) + sum(self.kept.values())
 
-    def sockets(self) -> dict[str, Socket]:
+    def hang_up(self, connections: Collection[str]) -> None:
+        """All that came by them goes; who was there comes again, by new connections."""
+        self.closed += connections
+        for connection in connections:
+            self._passed[connection] = self._gone[connection] = 0
+            self._inodes[connection] += 1
+        for call in self.open_calls():
+            if call.connection in connections:
+                call.ended = "closed"
+        self.open = [call for call in self.open if not call.ended]
+
+    def present(self) -> dict[str, Socket]:
         """What each connection has brought so far."""
         if not self._kernel_tells:
             return {}
@@ -81,7 +117,7 @@ class Process:
             total[call.connection] += int(call.held * MIB)
         total.update(self._passed)
         headers = int(self._overhead * MIB * (self.now - 1000))
-        return {name: Socket(1, size + headers) for name, size in total.items()}
+        return {name: Socket(self._inodes[name], size + headers) for name, size in total.items()}
 
     def look(self) -> list[Arriving]:
         """Those that are ended at the next look."""
@@ -92,9 +128,12 @@ class Process:
         ended = [call for call in self.calls if call.ended]
         for call in ended:
             self.calls.remove(call)
-            self._gone[call.connection] += int(call.held * MIB)
+            if call.connection not in self.closed:
+                self._gone[call.connection] += int(call.held * MIB)
             gone: Any = call
             self.arrivals.over(gone)
+        for connection in self.kept.keys() - {call.connection for call in self.open_calls()}:
+            del self.kept[connection]
         if give_back and self._gives_back:
             self._highest = 0.0
         return ended

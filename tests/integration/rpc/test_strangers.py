@@ -23,10 +23,9 @@ from inferplane.server.rpc.methods import Method
 from inferplane.server.rpc.running import RunningCalls
 from tests.support.http2 import RawConnection, raw_connection
 from tests.support.mesh import error_info, failure, until
-from tests.support.paths import HEALTH, STREAM, WHO
+from tests.support.paths import HEALTH, REFLECTION, STREAM, WHO
 from tests.support.stand import as_user, data_plane, infer_request, running, who_am_i
 
-REFLECTION = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
 MIB = 1 << 20
 
 

@@ -1,10 +1,12 @@
 """What connections have brought that was not delivered, by what the kernel and the calls say."""
 
-from inferplane.server.rpc.connections import INTERVAL, MOST_SAMPLES, Arriving, Connections, Socket
+from inferplane.server.rpc.connections import INTERVAL, MOST_SAMPLES, Connections, OpenCall
+from inferplane.server.rpc.sockets import Socket
 
 MIB = 1 << 20
 WINDOW = 10.0
 NAME = "ipv4:192.0.2.1:1"
+EVER = float("-inf")
 
 
 class Kernel:
@@ -12,9 +14,9 @@ class Kernel:
 
     def __init__(self) -> None:
         self.sockets: dict[str, Socket] = {}
-        self.arriving: list[Arriving] = []
+        self.open: list[OpenCall] = []
         self.now = 1000.0
-        self.connections = Connections(WINDOW, lambda: self.arriving, lambda: self.sockets)
+        self.connections = Connections(WINDOW, lambda: self.open, lambda: self.sockets)
 
     def received(self, size: int, inode: int = 1, name: str = NAME) -> None:
         self.sockets[name] = Socket(inode, size)
@@ -26,7 +28,7 @@ class Kernel:
 
     @property
     def brought(self) -> int:
-        return self.connections.undelivered()[NAME]
+        return self.connections.undelivered(EVER)[NAME]
 
 
 def test_what_was_delivered_is_not_brought() -> None:
@@ -46,7 +48,7 @@ def test_what_came_before_the_first_sample_is_brought() -> None:
     assert kernel.brought == 40 * MIB
 
 
-def test_what_came_seconds_ago_is_brought_no_more_where_nothing_arrives() -> None:
+def test_what_came_seconds_ago_is_brought_no_more_where_no_call_is_open() -> None:
     kernel = Kernel()
     kernel.received(40 * MIB)
     kernel.samples(WINDOW)
@@ -55,11 +57,11 @@ def test_what_came_seconds_ago_is_brought_no_more_where_nothing_arrives() -> Non
     assert kernel.brought == 0
 
 
-def test_what_came_since_something_began_to_arrive_is_brought_however_long_ago() -> None:
+def test_what_came_since_an_open_call_began_is_brought_however_long_ago() -> None:
     kernel = Kernel()
     kernel.received(MIB)
     kernel.samples(20)
-    kernel.arriving = [Arriving(NAME, kernel.now, 0)]
+    kernel.open = [OpenCall(NAME, kernel.now, 0)]
     kernel.received(41 * MIB)
     kernel.samples(900)
     assert kernel.brought == 40 * MIB
@@ -87,7 +89,7 @@ def test_neither_is_it_where_the_earlier_one_was_never_seen() -> None:
 
 def test_what_a_call_that_goes_on_was_given_came_by_this_connection() -> None:
     kernel = Kernel()
-    kernel.arriving = [Arriving(NAME, kernel.now, 39 * MIB)]
+    kernel.open = [OpenCall(NAME, kernel.now, 39 * MIB)]
     kernel.connections.deliver(NAME, 39 * MIB)
     kernel.received(40 * MIB)
     assert kernel.brought == MIB
@@ -104,19 +106,51 @@ def test_what_a_new_connection_delivers_after_it_was_expected_is_its_own() -> No
     assert kernel.brought == 0
 
 
-def test_what_was_received_counts_since_something_began_to_arrive() -> None:
+def test_what_came_before_a_moment_is_not_brought_after_it() -> None:
+    kernel = Kernel()
+    kernel.open = [OpenCall(NAME, kernel.now, 0)]
+    kernel.received(40 * MIB)
+    kernel.samples(5)
+    moment = kernel.now
+    kernel.received(41 * MIB)
+    kernel.samples(100)
+    assert kernel.brought == 41 * MIB
+    assert kernel.connections.undelivered(moment) == {NAME: MIB}
+
+
+def test_all_that_came_since_the_oldest_open_call_began_may_be_kept() -> None:
     kernel = Kernel()
     kernel.received(10 * MIB)
     kernel.samples(5)
-    kernel.arriving = [Arriving(NAME, kernel.now, 0)]
+    kernel.open = [OpenCall(NAME, kernel.now, 0), OpenCall(NAME, kernel.now + 1, 0)]
     kernel.received(30 * MIB)
     kernel.connections.deliver(NAME, 20 * MIB)
     kernel.samples(100)
-    assert kernel.connections.received() == {NAME: 20 * MIB}
-    kernel.arriving = [Arriving(NAME, kernel.now, 0)]
-    assert kernel.connections.received() == {NAME: 0}
-    kernel.arriving = []
-    assert kernel.connections.received() == {}
+    moment = kernel.now
+    kernel.received(35 * MIB)
+    assert kernel.connections.kept(EVER) == {NAME: 25 * MIB}
+    assert kernel.connections.kept(moment) == {NAME: 5 * MIB}
+    kernel.open = [OpenCall(NAME, kernel.now, 0)]
+    assert kernel.connections.kept(EVER) == {NAME: 5 * MIB}
+
+
+def test_what_came_with_the_call_between_two_samples_may_be_kept() -> None:
+    kernel = Kernel()
+    kernel.received(10 * MIB)
+    kernel.samples(5)
+    kernel.open = [OpenCall(NAME, kernel.now + INTERVAL / 2, 0)]
+    kernel.received(30 * MIB)
+    kernel.samples(100)
+    assert kernel.connections.kept(EVER) == {NAME: 20 * MIB}
+
+
+def test_of_a_connection_without_calls_what_belongs_to_none_may_be_kept() -> None:
+    kernel = Kernel()
+    kernel.received(0)
+    kernel.samples(1)
+    kernel.received(50 * MIB)
+    kernel.connections.deliver(NAME, 20 * MIB)
+    assert kernel.connections.kept(EVER) == {NAME: 30 * MIB}
 
 
 def test_nobody_has_credit() -> None:

@@ -45,7 +45,7 @@ class InferenceService(inference_service_pb2_grpc.InferenceServiceServicer):
 
         def decode(answer: Answer) -> inference_pb.PredictResponse:
             response = predict_response(call.request_id, answer, request.output_encoding)
-            self._unread.release_when_sent(call.task, call.principal.subject, len(answer.data))
+            call.afterwards(partial(self._unread.release, call.principal.subject, len(answer.data)))
             return response
 
         return await self._forwarder.predict_as(

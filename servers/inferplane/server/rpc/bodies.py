@@ -19,6 +19,8 @@ from inferplane.server.errors import InferplaneError
 from inferplane.server.fairness import FairGate
 from inferplane.server.rpc.arrivals import LOOK_INTERVAL, Arrivals, give_back_free_memory, resident_memory
 from inferplane.server.rpc.call import Call
+from inferplane.server.rpc.running import RunningCalls
+from inferplane.server.rpc.sockets import Sockets
 
 __all__ = ["BodyReader"]
 
@@ -39,13 +41,13 @@ class BodyReader:
     """Reads bodies. What arrives slowly may make the process grow by `budget` bytes, of public methods by 64 MiB, and
     must be whole after `time_limit` seconds, of public methods after 5."""
 
-    def __init__(self, budget: int, time_limit: float) -> None:
+    def __init__(self, budget: int, time_limit: float, calls: RunningCalls) -> None:
         self._gate = FairGate(_FULL, capacity=QUICK, each=QUICK_EACH, waiting=WAITING, waiting_each=WAITING_EACH)
         self._public_gate = FairGate(
             _FULL, capacity=PUBLIC_QUICK, each=PUBLIC_QUICK_EACH, waiting=WAITING, waiting_each=WAITING_EACH
         )
         self._quick: dict[Call, float] = {}
-        self.arrivals = Arrivals(budget, time_limit)
+        self.arrivals = Arrivals(budget, time_limit, lambda: calls.open, Sockets())
         self._connections = self.arrivals.connections
 
     async def read(self, call: Call) -> bytes:
@@ -69,6 +71,7 @@ class BodyReader:
                 self.arrivals.over(call)
         if body is grpc.aio.EOF:
             raise InferplaneError(ErrorReason.ERROR_REASON_MALFORMED_REQUEST, detail="there is none")
+        call.delivered += len(body)
         self._connections.deliver(connection, len(body))
         return body  # type: ignore[no-any-return] # bytes, where there is no deserialiser
 

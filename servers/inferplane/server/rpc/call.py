@@ -32,8 +32,8 @@ class Call:
     """
 
     __slots__ = (
-        "_afterwards", "_opening", "checks", "code", "context", "delivered", "ending", "farewell", "method",
-        "principal", "reason", "request_id", "standing", "started", "task",
+        "_afterwards", "_connection", "_opening", "checks", "code", "context", "delivered", "ending", "farewell",
+        "method", "principal", "reason", "request_id", "standing", "started", "task",
     )  # fmt: skip
 
     def __init__(self, method: Method, context: Context) -> None:
@@ -51,6 +51,7 @@ class Call:
         self.delivered = 0
         """Bytes of its messages so far."""
         self.farewell: asyncio.Future[None] | None = None
+        self._connection = ""
         self._opening: asyncio.Future[None] | None = None
         self._afterwards: Sequence[Callable[[], None]] = ()
 
@@ -70,7 +71,9 @@ class Call:
     @property
     def connection(self) -> str:
         """The other end of its connection: address and port."""
-        return str(self.context.peer())
+        if not self._connection:
+            self._connection = str(self.context.peer())
+        return self._connection
 
     @property
     def peer(self) -> str:
@@ -106,12 +109,11 @@ class Call:
         """The handler is through."""
         # They know what served the call, which may hold much.
         self.checks = self.standing = ()
-        if self.farewell is None or self.farewell.done():
-            self._over()
-        else:
-            self.farewell.add_done_callback(lambda _: self._over())
-
-    def _over(self) -> None:
+        # gRPC's task sends the answer after its handler is through.
+        for sending in (self.task, self.farewell):
+            if sending is not None and not sending.done():
+                sending.add_done_callback(lambda _: self.leave())
+                return
         works, self._afterwards = self._afterwards, ()
         for work in works:
             work()

@@ -33,6 +33,8 @@ class RunningCalls:
     def __init__(self, max_stream_age: float) -> None:
         self._max_stream_age = max_stream_age
         self._calls: set[Call] = set()
+        self.open: set[Call] = set()
+        """Those, and the ones whose handlers are through while something of them is on its way to their clients."""
         self._draining = False
         self._streams_of: Counter[str] = Counter()
         self._claims: dict[Call, str] = {}
@@ -50,6 +52,8 @@ class RunningCalls:
     def add(self, call: Call) -> None:
         """Count `call` as running."""
         self._calls.add(call)
+        self.open.add(call)
+        call.afterwards(lambda: self.open.discard(call))
         if self._draining and call.method.streams:
             call.end(_shutting_down())
 

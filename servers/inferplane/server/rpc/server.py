@@ -87,7 +87,7 @@ class RpcServer:
     def __init__(self, settings: Settings, guards: Guards, *, max_message_size: int) -> None:
         self.health = health.HealthBoard()
         self.calls = RunningCalls(settings.max_connection_age)
-        self.bodies = BodyReader(settings.slow_body_budget, settings.unary_deadline)
+        self.bodies = BodyReader(settings.slow_body_budget, settings.unary_deadline, self.calls)
         self._pipeline = Pipeline(
             interceptors(guards),
             guards.deadlines.pace,

@@ -4,6 +4,7 @@ Their calls leave no log line where they go well: the prediction record is their
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import grpc
@@ -65,7 +66,7 @@ def fused_handlers(
             return b""
         finally:
             calls.discard(call)
-        unread.release_when_sent(call.task, call.principal.subject, len(answer.data))
+        call.afterwards(partial(unread.release, call.principal.subject, len(answer.data)))
         context.set_trailing_metadata(((PREDICTION_ID_KEY, call.request_id), (REQUEST_ID_KEY, call.request_id)))
         return answer.data
 

@@ -1,8 +1,6 @@
 """Answers that are on their way to clients who may not read them: bounded in bytes."""
 
-import asyncio
 from collections import Counter
-from typing import Any
 
 from inferplane.server.errors import InferplaneError
 
@@ -51,8 +49,3 @@ class UnreadAnswers:
             self._total -= size
             if not self._held[caller]:
                 del self._held[caller]
-
-    def release_when_sent(self, task: "asyncio.Task[Any] | None", caller: str, size: int) -> None:
-        """The same for the answer of a unary call whose task, gRPC's own, ends when it has been sent."""
-        if size > SMALL and task is not None:
-            task.add_done_callback(lambda _: self.release(caller, size))

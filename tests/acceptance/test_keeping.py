@@ -1,0 +1,170 @@
+"""What gRPC keeps beside bytes that nobody has read, all that it received together with them: not more than the budget
+for what arrives slowly, whoever sends it, and nobody else loses anything."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+
+from tests.support.frames import PREFACE, SETTINGS, frame
+from tests.support.http2 import RawConnection, raw_connection
+from tests.support.memory import growth
+from tests.support.paths import HEALTH, INFER, REFLECTION, STREAM
+from tests.support.up import Up, running_up
+
+MIB = 1 << 20
+BUDGET = 128 * MIB
+BEYOND = 128 * MIB
+"""What comes before a look sees it, and until what was closed is free."""
+SECONDS = 6.0
+PASSWORD = "correct horse battery"
+SMALL = bytes(24)
+"""The least of which gRPC keeps what it was received with."""
+PIECE = 8 << 10
+"""Bytes between two of these: what gRPC reads at once at least."""
+WHOLE = b"\0" + (MIB - 100).to_bytes(4, "big") + bytes(MIB - 100)
+ENDLESS = b"\0" + (31 * MIB).to_bytes(4, "big") + SMALL
+REFLECTED = b"\0" + (2).to_bytes(4, "big") + b"\x3a\x00"
+"""A question whose answer nobody reads."""
+UNKNOWN = frame(0xFA, bytes(16 << 10)) * 16
+"""Frames of no type that there is, which no flow control holds back."""
+FLOODS = 40
+FLOODED = 1024 * MIB
+Metadata = Sequence[tuple[str, str]]
+
+
+@pytest.fixture(scope="module")
+def up() -> Iterator[Up]:
+    environment = {"INFERPLANE_SLOW_BODY_BUDGET": str(BUDGET)}
+    with (
+        TemporaryDirectory(prefix="inferplane-") as directory,
+        running_up(Path(directory), environment=environment) as started,
+    ):
+        yield started
+
+
+async def user(up: Up, name: str) -> Metadata:
+    """Metadata of somebody who may call every model."""
+    async with up.admin() as plane:
+        await plane.auth.create_user(name, PASSWORD)
+        await plane.auth.grant("caller", to=name, on="*")
+        return [("authorization", f"Bearer {(await plane.auth.login(name, PASSWORD)).access_token}")]
+
+
+@asynccontextmanager
+async def bystander(address: str, metadata: Metadata) -> AsyncIterator[None]:
+    """Somebody who waits by a stream, and has sent a part of a body: that both go on is asserted."""
+    async with raw_connection(address) as connection:
+        waiting = await connection.open(STREAM, metadata)
+        body = await connection.open(INFER, metadata)
+        await connection.send(body, ENDLESS[:5] + bytes(2 * MIB))
+        yield
+        assert not connection.closed.is_set()
+        assert not connection.ended & {waiting, body}, connection.trailers
+
+
+async def keep(connection: RawConnection, carrier: str, keepers: Sequence[int], metadata: Metadata) -> None:
+    """Send whole messages by `carrier`, and between their pieces a few bytes of each of the `keepers` in turn."""
+    turn = 0
+    while True:
+        stream = await connection.open(carrier, metadata)
+        for start in range(0, len(WHOLE), PIECE):
+            await connection.send(stream, WHOLE[start : start + PIECE])
+            await connection.send(keepers[turn % len(keepers)], SMALL)
+            turn += 1
+        await connection.send(stream, b"", last=True)
+
+
+async def unread(connection: RawConnection, _metadata: Metadata) -> list[int]:
+    """Streams of a stranger who does not read what he asked for, so that they are not read either."""
+    streams = [await connection.open(REFLECTION) for _ in range(60)]
+    for stream in streams:
+        await connection.send(stream, REFLECTED * 20)
+    return streams
+
+
+async def endless(connection: RawConnection, metadata: Metadata) -> list[int]:
+    """Bodies of which the least is there."""
+    streams = [await connection.open(INFER, metadata) for _ in range(8)]
+    for stream in streams:
+        await connection.send(stream, ENDLESS)
+    return streams
+
+
+async def sent_of(work: "asyncio.Task[None]", connection: RawConnection, seconds: float) -> int:
+    """Bytes that went until the server hung up, or for so many seconds."""
+    closing = asyncio.ensure_future(connection.closed.wait())
+    await asyncio.wait([work, closing], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    for task in (work, closing):
+        task.cancel()
+    await asyncio.gather(work, closing, return_exceptions=True)
+    return sum(connection.sent.values())
+
+
+@pytest.mark.parametrize("kind", ["a stranger's unread streams", "a known caller's bodies"])
+async def test_what_small_frames_keep_is_bounded_and_its_sender_alone_loses_connections(up: Up, kind: str) -> None:
+    known = kind.startswith("a known")
+    waiting, pouring = await user(up, f"waiting-{known}".lower()), await user(up, f"pouring-{known}".lower())
+    address, pid = up.endpoints["inference"], up.pids["inference"]
+    grown = growth(pid)
+    sent, connections, end = 0, 0, time.monotonic() + SECONDS
+    async with bystander(address, waiting):
+        while time.monotonic() < end:
+            connections += 1
+            metadata = pouring if known else []
+            async with raw_connection(address, window=None if known else 0) as connection:
+                with suppress(ConnectionError):
+                    keepers = await (endless if known else unread)(connection, metadata)
+                    work = asyncio.create_task(keep(connection, STREAM if known else HEALTH, keepers, metadata))
+                    sent += await sent_of(work, connection, end - time.monotonic())
+    print(f"{kind}: {grown() / MIB:.0f} MiB more at most, {sent / MIB:.0f} MiB sent by {connections} connections")
+    assert sent > BUDGET + BEYOND
+    assert grown() < BUDGET + BEYOND
+    up.refresh()
+    assert up.pids["inference"] == pid
+
+
+async def flood(host: str, port: int, end: float) -> int:
+    """Frames of no known type on one connection, until the server hangs up; how many bytes went."""
+    reader, writer = await asyncio.open_connection(host, port)
+    sent = 0
+    try:
+        writer.write(PREFACE + SETTINGS)
+        while time.monotonic() < end and not reader.at_eof():
+            writer.write(UNKNOWN)
+            await writer.drain()
+            sent += len(UNKNOWN)
+    except ConnectionError:
+        pass
+    finally:
+        writer.transport.abort()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
+    return sent
+
+
+async def test_who_floods_with_frames_that_belong_to_no_call_loses_connections_and_nobody_else_does(up: Up) -> None:
+    """What these take while they are read is gRPC's to bound; it is more the more of them are read at once."""
+    waiting = await user(up, "waiting")
+    address, pid = up.endpoints["inference"], up.pids["inference"]
+    host, _, port = address.rpartition(":")
+    grown, end = growth(pid), time.monotonic() + SECONDS
+    connections = sent = 0
+
+    async def floods() -> None:
+        nonlocal connections, sent
+        while time.monotonic() < end:
+            connections += 1
+            sent += await flood(host, int(port), end)
+
+    async with bystander(address, waiting):
+        await asyncio.gather(*(floods() for _ in range(FLOODS)))
+    print(f"{grown() / MIB:.0f} MiB more at most, {sent / MIB:.0f} MiB sent by {connections} connections")
+    assert connections > FLOODS
+    assert grown() < FLOODED
+    up.refresh()
+    assert up.pids["inference"] == pid
