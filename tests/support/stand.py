@@ -35,6 +35,8 @@ from tests.support.policy import compile_snapshot
 
 LIMIT = 64 << 20
 FORGED = "forged"
+EMPTY_BODY = bytes(5)
+"""An empty message, as it goes over the wire."""
 
 
 class AnyToken(Verifier):
@@ -57,6 +59,22 @@ class AnyToken(Verifier):
 def as_user(user: str = "alice") -> list[tuple[str, str]]:
     """Metadata of a user's call."""
     return [("authorization", f"Bearer {user}")]
+
+
+class Waiting:
+    """WhoAmI, which answers once `go` is set."""
+
+    def __init__(self) -> None:
+        self.go = asyncio.Event()
+        self.now = 0
+        self.most = 0
+
+    async def __call__(self, _request: Any, _context: Any) -> pb.WhoAmIResponse:
+        self.now += 1
+        self.most = max(self.most, self.now)
+        await self.go.wait()
+        self.now -= 1
+        return pb.WhoAmIResponse()
 
 
 class Stand:

@@ -53,8 +53,8 @@ class Process:
         self._overhead = overhead
         self.own = BASE
         self.calls: list[Arriving] = []
-        self.open: list[Arriving] = []
-        """Calls of which nothing is read."""
+        self.unread_calls: list[Arriving] = []
+        """Nothing is read of them, though they go on."""
         self.closed: list[str] = []
         self.now = 1000.0
         self._gives_back = gives_back
@@ -74,12 +74,12 @@ class Process:
         """Nothing is read of these any more, though they go on."""
         for call in calls:
             self.calls.remove(call)
-            self.open.append(call)
+            self.unread_calls.append(call)
             some_call: Any = call
             self.arrivals.over(some_call)
 
     def open_calls(self) -> list[Arriving]:
-        return self.calls + self.open
+        return self.calls + self.unread_calls
 
     def throw_away(self, connection: str, size: float) -> None:
         """So many MiB came that belong to no call any more."""
@@ -97,7 +97,7 @@ class Process:
     def held(self) -> float:
         return sum(call.held for call in self.calls) + sum(self.kept.values())
 
-    def hang_up(self, connections: Collection[str]) -> None:
+    def hang_up(self, connections: Collection[str]) -> int:
         """All that came by them goes; who was there comes again, by new connections."""
         self.closed += connections
         for connection in connections:
@@ -106,7 +106,8 @@ class Process:
         for call in self.open_calls():
             if call.connection in connections:
                 call.ended = "closed"
-        self.open = [call for call in self.open if not call.ended]
+        self.unread_calls = [call for call in self.unread_calls if not call.ended]
+        return len(connections)
 
     def present(self) -> dict[str, Socket]:
         """What each connection has brought so far."""
@@ -122,7 +123,6 @@ class Process:
     def look(self) -> list[Arriving]:
         """Those that are ended at the next look."""
         self.now += LOOK_INTERVAL
-        self.connections.sample(self.now)
         self._highest = max(self._highest, self.own + self.held)
         give_back = self.arrivals.look(self.now, int(self._highest * MIB))
         ended = [call for call in self.calls if call.ended]

@@ -98,7 +98,7 @@ class Settings(BaseModel):
     slow_body_budget: int = Field(
         512 << 20,
         ge=1 << 20,
-        description="Bytes that a worker may grow by while requests, and messages of streams, arrive slowly.",
+        description="Bytes that a worker may grow by through what was sent and is not read yet.",
     )
     max_message_size: int = Field(
         4 << 20,

@@ -12,8 +12,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from inferplane.auth.v1 import auth_service_pb2 as pb
 from inferplane.server.rpc import bodies
-from inferplane.server.rpc.arrivals import give_back_free_memory
-from inferplane.server.rpc.running import RunningCalls
+from inferplane.server.rpc.arrivals import Arrivals
+from inferplane.server.rpc.process_memory import give_back_free_memory
+from inferplane.server.rpc.sockets import Sockets
 from tests.support.http2 import RawConnection, raw_connection
 from tests.support.mesh import error_info, failure, reason, until
 from tests.support.paths import HEALTH, WHO
@@ -138,8 +139,9 @@ class Watch:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.looks = self.given_back = 0
         self.released = threading.Event()
-        self._reader = bodies.BodyReader(MIB, 30, RunningCalls(60))
-        monkeypatch.setattr(self._reader.arrivals, "look", self._look)
+        arrivals = Arrivals(MIB, 30, lambda: (), Sockets())
+        self._reader = bodies.BodyReader(arrivals)
+        monkeypatch.setattr(arrivals, "look", self._look)
         monkeypatch.setattr(bodies, "give_back_free_memory", self._give_back)
 
     def _look(self, _now: float, _resident: int) -> bool:

@@ -1,71 +1,74 @@
-"""How many calls at once one connection is good for."""
+"""What the kernel and we know of a connection together: how many bytes it has brought that are not whole yet."""
 
-import asyncio
-from typing import Any
+import socket
 
-import grpc
+import pytest
 
-from inferplane.auth.v1 import auth_service_pb2 as pb
-from tests.support.http2 import raw_connection
+from inferplane.server.rpc.connections import Connections
+from tests.support.http2 import RawConnection, raw_connection
 from tests.support.mesh import until
-from tests.support.paths import WHO
-from tests.support.stand import as_user, running, who_am_i
+from tests.support.paths import STREAM
+from tests.support.stand import DataPlane, as_user, data_plane, infer_request
 
-MOST = 3
-BODY = bytes(5)
-"""An empty message, as it goes over the wire."""
-
-
-class Waiting:
-    """WhoAmI, which answers once `go` is set."""
-
-    def __init__(self) -> None:
-        self.go = asyncio.Event()
-        self.now = 0
-        self.most = 0
-
-    async def __call__(self, _request: Any, _context: Any) -> pb.WhoAmIResponse:
-        self.now += 1
-        self.most = max(self.most, self.now)
-        await self.go.wait()
-        self.now -= 1
-        return pb.WhoAmIResponse()
+MIB = 1 << 20
+LARGE = infer_request(values=MIB // 4).SerializeToString()
+FRAMED = b"\0" + len(LARGE).to_bytes(4, "big") + LARGE
 
 
-async def test_calls_beyond_the_most_of_a_connection_wait_for_those_before_them() -> None:
-    waiting = Waiting()
+def connections(plane: DataPlane) -> Connections:
+    return plane.server.arrivals.connections
+
+
+async def open_stream(plane: DataPlane, connection: RawConnection, user: str = "alice") -> tuple[int, str]:
+    """A stream, and how its connection is called."""
+    stream = await connection.open(STREAM, as_user(user))
+    known = set(plane.server.calls._calls)
+    await until(lambda: len(plane.server.calls._calls) == len(known) + 1)
+    (call,) = plane.server.calls._calls - known
+    return stream, call.connection
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
+async def test_what_is_not_whole_counts_with_its_connection(host: str) -> None:
     async with (
-        running(who_am_i(waiting), max_streams_per_connection=MOST) as server,
-        grpc.aio.insecure_channel(server.address, options=[("grpc.use_local_subchannel_pool", 1)]) as other,
+        data_plane(host=host) as plane,
+        raw_connection(plane.address) as pouring,
+        raw_connection(plane.address) as idle,
     ):
-        calls = asyncio.gather(*(server.call() for _ in range(20)))
-        await until(lambda: waiting.now >= MOST)
-        # Calls that come later, by a connection with places, are handled all the same.
-        method: Any = other.unary_unary(WHO)
-        others = asyncio.gather(*(method(b"", metadata=as_user("bob")) for _ in range(MOST)))
-        await until(lambda: waiting.now >= 2 * MOST)
-        assert waiting.now == 2 * MOST
-        waiting.go.set()
-        await others
-        await calls
+        stream, heavy = await open_stream(plane, pouring)
+        _, light = await open_stream(plane, idle, "bob")
+        await pouring.send(stream, FRAMED[:-1])
+        await until(lambda: connections(plane).look(0).undelivered[heavy] > MIB)
+        assert connections(plane).look(0).undelivered[heavy] < MIB + (64 << 10)
+        assert connections(plane).look(0).undelivered[light] < 1 << 10
 
 
-async def test_calls_of_who_opens_more_than_was_said_are_refused_and_the_others_answered() -> None:
-    waiting = Waiting()
-    async with (
-        running(who_am_i(waiting), max_streams_per_connection=MOST) as server,
-        raw_connection(server.address) as connection,
-    ):
-        await until(lambda: connection.most_streams == MOST)
-        connection.ignore_most_streams()
-        streams = [await connection.open(WHO, as_user()) for _ in range(10)]
-        for stream in streams:
-            await connection.send(stream, BODY, last=True)
-        await until(lambda: connection.ended >= set(streams[MOST:]) and waiting.now == MOST)
-        assert not connection.trailers
-        assert waiting.most == MOST
-        waiting.go.set()
-        await until(lambda: connection.ended >= set(streams))
-        assert {stream: trailers["grpc-status"] for stream, trailers in connection.trailers.items()} == dict.fromkeys(
-            streams[:MOST], "0"
-        )
+async def test_what_was_delivered_does_not_count() -> None:
+    async with data_plane() as plane, raw_connection(plane.address) as connection:
+        stream, name = await open_stream(plane, connection)
+        for number in range(20):
+            await connection.send(stream, FRAMED)
+            await until(lambda: len(plane.triton.requests) > number)  # noqa: B023 - awaited here
+        assert connections(plane).look(0).undelivered[name] < 64 << 10
+
+
+def connected(address: str, own: int = 0) -> socket.socket:
+    """A socket connected to `host:port` from a port that others may use too."""
+    made = socket.socket()
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    made.bind(("127.0.0.1", own))
+    host, _, port = address.rpartition(":")
+    made.connect((host, int(port)))
+    return made
+
+
+async def test_what_comes_to_one_of_our_ports_is_not_hidden_by_a_connection_to_another_from_the_same_address() -> None:
+    async with data_plane() as plane, data_plane() as other:
+        first = connected(plane.address)
+        port = first.getsockname()[1]
+        async with raw_connection(plane.address, first) as pouring:
+            stream, name = await open_stream(plane, pouring)
+            await pouring.send(stream, FRAMED[:-1])
+            await until(lambda: connections(plane).look(0).undelivered[name] > MIB)
+            with connected(other.address, port):
+                assert connections(plane).look(0).undelivered[name] > MIB

@@ -19,7 +19,17 @@ from inferplane.server.rpc.interceptors.deadlines import DeadlinePolicy
 from tests.support.http2 import RawConnection, raw_connection
 from tests.support.mesh import reason, until
 from tests.support.paths import STREAM, WHO
-from tests.support.stand import DataPlane, Stand, as_user, data_plane, infer_request, running
+from tests.support.stand import (
+    EMPTY_BODY,
+    DataPlane,
+    Stand,
+    Waiting,
+    as_user,
+    data_plane,
+    infer_request,
+    running,
+    who_am_i,
+)
 
 MIB = 1 << 20
 LARGE = infer_request(values=MIB // 4).SerializeToString()
@@ -147,3 +157,16 @@ async def test_a_reader_that_stalls_is_told_so_when_it_reads() -> None:
         await connection.catch_up()
         await until(lambda: stream in connection.ended)
         assert connection.trailers[stream]["grpc-status"] == "4"
+
+
+async def test_a_call_is_open_until_its_answer_is_sent() -> None:
+    """Until then gRPC keeps what its client sends behind the message."""
+    waiting = Waiting()
+    waiting.go.set()
+    async with running(who_am_i(waiting)) as server, raw_connection(server.address, window=0) as connection:
+        stream = await connection.open(WHO, as_user())
+        await connection.send(stream, EMPTY_BODY)
+        await until(lambda: waiting.most == 1 and not server.server.calls._calls)
+        assert len(server.server.calls.open) == 1
+        await connection.reset(stream)
+        await until(lambda: not server.server.calls.open)

@@ -6,11 +6,10 @@ import socket
 import pytest
 
 from inferplane.server.rpc.sockets import Sockets
-from tests.integration.rpc.test_connections import BODY, Waiting
 from tests.support.http2 import raw_connection
 from tests.support.mesh import until
-from tests.support.paths import STREAM, WHO
-from tests.support.stand import as_user, data_plane, running, who_am_i
+from tests.support.paths import STREAM
+from tests.support.stand import as_user, data_plane
 
 
 def name_of(connected: socket.socket) -> str:
@@ -79,20 +78,7 @@ async def test_the_calls_of_a_connection_that_is_taken_away_end_at_once_and_thos
         connection = {call.connection for call in calls.open}
         stays = await kept.open(STREAM, as_user("bob"))
         await until(lambda: len(calls.open) == 4)
-        plane.server.bodies.arrivals._sockets.hang_up(connection)
+        assert Sockets().hang_up(connection) == 1
         await asyncio.wait_for(taken.closed.wait(), 10)
         await until(lambda: [call.principal.subject for call in calls.open] == ["users/bob"])
         assert stays not in kept.ended
-
-
-async def test_a_call_is_open_until_its_answer_is_on_its_way() -> None:
-    """Until then gRPC keeps what its client sends behind the message."""
-    waiting = Waiting()
-    waiting.go.set()
-    async with running(who_am_i(waiting)) as server, raw_connection(server.address, window=0) as connection:
-        stream = await connection.open(WHO, as_user())
-        await connection.send(stream, BODY)
-        await until(lambda: waiting.most == 1 and not server.server.calls._calls)
-        assert len(server.server.calls.open) == 1
-        await connection.reset(stream)
-        await until(lambda: not server.server.calls.open)

@@ -1,6 +1,8 @@
 """What connections have brought that was not delivered, by what the kernel and the calls say."""
 
-from inferplane.server.rpc.connections import INTERVAL, MOST_SAMPLES, Connections, OpenCall
+from typing import NamedTuple
+
+from inferplane.server.rpc.connections import INTERVAL, MOST_SAMPLES, Connections
 from inferplane.server.rpc.sockets import Socket
 
 MIB = 1 << 20
@@ -9,8 +11,14 @@ NAME = "ipv4:192.0.2.1:1"
 EVER = float("-inf")
 
 
+class OpenCall(NamedTuple):
+    connection: str
+    started: float
+    delivered: int
+
+
 class Kernel:
-    """What it says of the connections, what arrives by them, and what was made of both."""
+    """What it says of the connections, which calls are open, and what was made of both."""
 
     def __init__(self) -> None:
         self.sockets: dict[str, Socket] = {}
@@ -28,7 +36,7 @@ class Kernel:
 
     @property
     def brought(self) -> int:
-        return self.connections.undelivered(EVER)[NAME]
+        return self.connections.look(EVER).undelivered[NAME]
 
 
 def test_what_was_delivered_is_not_brought() -> None:
@@ -115,7 +123,7 @@ def test_what_came_before_a_moment_is_not_brought_after_it() -> None:
     kernel.received(41 * MIB)
     kernel.samples(100)
     assert kernel.brought == 41 * MIB
-    assert kernel.connections.undelivered(moment) == {NAME: MIB}
+    assert kernel.connections.look(moment).undelivered == {NAME: MIB}
 
 
 def test_all_that_came_since_the_oldest_open_call_began_may_be_kept() -> None:
@@ -128,10 +136,10 @@ def test_all_that_came_since_the_oldest_open_call_began_may_be_kept() -> None:
     kernel.samples(100)
     moment = kernel.now
     kernel.received(35 * MIB)
-    assert kernel.connections.kept(EVER) == {NAME: 25 * MIB}
-    assert kernel.connections.kept(moment) == {NAME: 5 * MIB}
+    assert kernel.connections.look(EVER).kept == {NAME: 25 * MIB}
+    assert kernel.connections.look(moment).kept == {NAME: 5 * MIB}
     kernel.open = [OpenCall(NAME, kernel.now, 0)]
-    assert kernel.connections.kept(EVER) == {NAME: 5 * MIB}
+    assert kernel.connections.look(EVER).kept == {NAME: 5 * MIB}
 
 
 def test_what_came_with_the_call_between_two_samples_may_be_kept() -> None:
@@ -141,7 +149,7 @@ def test_what_came_with_the_call_between_two_samples_may_be_kept() -> None:
     kernel.open = [OpenCall(NAME, kernel.now + INTERVAL / 2, 0)]
     kernel.received(30 * MIB)
     kernel.samples(100)
-    assert kernel.connections.kept(EVER) == {NAME: 20 * MIB}
+    assert kernel.connections.look(EVER).kept == {NAME: 20 * MIB}
 
 
 def test_of_a_connection_without_calls_what_belongs_to_none_may_be_kept() -> None:
@@ -150,7 +158,7 @@ def test_of_a_connection_without_calls_what_belongs_to_none_may_be_kept() -> Non
     kernel.samples(1)
     kernel.received(50 * MIB)
     kernel.connections.deliver(NAME, 20 * MIB)
-    assert kernel.connections.kept(EVER) == {NAME: 30 * MIB}
+    assert kernel.connections.look(EVER).kept == {NAME: 30 * MIB}
 
 
 def test_nobody_has_credit() -> None:
@@ -182,3 +190,19 @@ def test_connections_that_are_gone_are_forgotten() -> None:
     kernel.samples(1)
     assert set(kernel.connections._known) == {"ipv4:192.0.2.1:2"}
     assert not kernel.connections._delivered[NAME]
+
+
+def test_a_connection_that_comes_while_all_are_looked_at_is_seen_the_next_time() -> None:
+    kernel = Kernel()
+    kernel.received(MIB)
+    kernel.samples(1)
+    counted: list[int] = []
+
+    def sockets() -> dict[str, Socket]:
+        counted.append(1)
+        return {f"{NAME}{number}": Socket(number, 0) for number in range(len(counted))}
+
+    kernel.connections._sockets = sockets
+    for _ in range(5):
+        look = kernel.connections.look(EVER)
+        assert look.kept.keys() == look.undelivered.keys()

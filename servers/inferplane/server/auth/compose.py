@@ -20,7 +20,7 @@ async def compose(core: Core) -> None:
         tokens.SigningKeys(core.master.derive("signing-keys")),
         devices.Devices(core.master.derive("device-tokens")),
     )
-    core.server.bodies.arrivals.held_elsewhere = lambda: hasher.held
+    core.server.arrivals.held_elsewhere = lambda: hasher.held
     await flow.ensure_signing_key()
     core.jwks.fetch_from(flow.jwks)
     # As often as windows of guesses end: whoever knocks leaves one.

@@ -1,7 +1,7 @@
 """Reads the bodies of unary requests: after the caller is known, in turn between callers, within a budget and a time.
 
-gRPC keeps at most 64 KiB of a body that nobody has asked for (`channel_arguments` in server.py), so what a body may
-take in memory begins here. How large one is shows only when it is whole; nearly all are small and there already. Those
+gRPC keeps at most 64 KiB of a body that nobody has asked for (`channel_arguments` in server.py), and what it read with
+that (decision 0036); the rest of a body comes only when it is read here. How large one is shows only when it is whole; nearly all are small and there already. Those
 that take longer are let come, as long as the process does not grow by more than the budget meanwhile.
 """
 
@@ -17,10 +17,9 @@ import grpc
 from inferplane.common.v1.errors_pb2 import ErrorReason
 from inferplane.server.errors import InferplaneError
 from inferplane.server.fairness import FairGate
-from inferplane.server.rpc.arrivals import LOOK_INTERVAL, Arrivals, give_back_free_memory, resident_memory
+from inferplane.server.rpc.arrivals import LOOK_INTERVAL, Arrivals
 from inferplane.server.rpc.call import Call
-from inferplane.server.rpc.running import RunningCalls
-from inferplane.server.rpc.sockets import Sockets
+from inferplane.server.rpc.process_memory import give_back_free_memory, resident_memory
 
 __all__ = ["BodyReader"]
 
@@ -38,25 +37,23 @@ WAITING_EACH = 1000
 
 
 class BodyReader:
-    """Reads bodies. What arrives slowly may make the process grow by `budget` bytes, of public methods by 64 MiB, and
-    must be whole after `time_limit` seconds, of public methods after 5."""
+    """Reads bodies, and the messages of streams. What of them arrives slowly is up to `arrivals`."""
 
-    def __init__(self, budget: int, time_limit: float, calls: RunningCalls) -> None:
+    def __init__(self, arrivals: Arrivals) -> None:
         self._gate = FairGate(_FULL, capacity=QUICK, each=QUICK_EACH, waiting=WAITING, waiting_each=WAITING_EACH)
         self._public_gate = FairGate(
             _FULL, capacity=PUBLIC_QUICK, each=PUBLIC_QUICK_EACH, waiting=WAITING, waiting_each=WAITING_EACH
         )
         self._quick: dict[Call, float] = {}
-        self.arrivals = Arrivals(budget, time_limit, lambda: calls.open, Sockets())
-        self._connections = self.arrivals.connections
+        self._arrivals = arrivals
+        self._connections = arrivals.connections
 
     async def read(self, call: Call) -> bytes:
         """The body. Raises MALFORMED_REQUEST where there is none, and OVERLOADED.
 
         One that is too slow ends its call, with OVERLOADED or STREAM_STALLED.
         """
-        connection = call.connection
-        self._connections.expect(connection)
+        self._connections.expect(call.connection)
         gate, caller = self._gate_of(call)
         if not gate.try_enter(caller, 1):
             await gate.enter(caller, 1)
@@ -68,11 +65,10 @@ class BodyReader:
                 del self._quick[call]
                 gate.leave(caller, 1)
             else:
-                self.arrivals.over(call)
+                self._arrivals.over(call)
         if body is grpc.aio.EOF:
             raise InferplaneError(ErrorReason.ERROR_REASON_MALFORMED_REQUEST, detail="there is none")
-        call.delivered += len(body)
-        self._connections.deliver(connection, len(body))
+        self._delivered(call, body)
         return body  # type: ignore[no-any-return] # bytes, where there is no deserialiser
 
     def _gate_of(self, call: Call) -> tuple[FairGate, str]:
@@ -83,17 +79,19 @@ class BodyReader:
 
     async def message(self, call: Call) -> Any:
         """The next message of a stream, or EOF."""
-        connection = call.connection
-        self._connections.expect(connection)
-        self.arrivals.message(call)
+        self._connections.expect(call.connection)
+        self._arrivals.message(call)
         try:
             message = await call.context.read()
         finally:
-            self.arrivals.over(call)
+            self._arrivals.over(call)
         if message is not grpc.aio.EOF:
-            call.delivered += len(message)
-            self._connections.deliver(connection, len(message))
+            self._delivered(call, message)
         return message
+
+    def _delivered(self, call: Call, message: bytes) -> None:
+        call.delivered += len(message)
+        self._connections.deliver(call.connection, len(message))
 
     async def messages(self, call: Call) -> AsyncIterator[bytes]:
         """All messages of a stream."""
@@ -111,9 +109,8 @@ class BodyReader:
             while True:
                 await asyncio.sleep(LOOK_INTERVAL)
                 now = time.monotonic()
-                self._connections.sample(now)
                 self._demote(now)
-                due |= self.arrivals.look(now, resident_memory(statm))
+                due |= self._arrivals.look(now, resident_memory(statm))
                 if due and giving.done():
                     giving.result()
                     giving, due = thread.submit(give_back_free_memory), False
@@ -127,4 +124,4 @@ class BodyReader:
             del self._quick[call]
             gate, caller = self._gate_of(call)
             gate.leave(caller, 1)
-            self.arrivals.body(call, since)
+            self._arrivals.body(call, since)

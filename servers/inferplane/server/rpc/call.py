@@ -102,17 +102,20 @@ class Call:
             await asyncio.wait([self._opening], timeout=timeout)
 
     def afterwards(self, work: Callable[[], None]) -> None:
-        """Do `work` when nothing of this call is on its way to the client any more."""
+        """Do `work` when gRPC has sent the last answer, or let the call go."""
         self._afterwards = (*self._afterwards, work)
 
     def leave(self) -> None:
         """The handler is through."""
         # They know what served the call, which may hold much.
         self.checks = self.standing = ()
-        # gRPC's task sends the answer after its handler is through.
+        self._finish()
+
+    def _finish(self) -> None:
+        # gRPC's task sends the answer after its handler is through, and a farewell may outlast both.
         for sending in (self.task, self.farewell):
             if sending is not None and not sending.done():
-                sending.add_done_callback(lambda _: self.leave())
+                sending.add_done_callback(lambda _: self._finish())
                 return
         works, self._afterwards = self._afterwards, ()
         for work in works:

@@ -1,42 +1,50 @@
-"""How much connections have brought, and how much of it may still be in memory.
+"""What connections have received, and how much of it may still be in memory.
 
 gRPC does not tell how much of a message is there, but the kernel counts what a connection has received, and we what
-came out of it. Headers are in the difference too, some hundred bytes a call, and what was thrown away. So only what
-came since the oldest of its calls began counts, and what came in the seconds before.
+came out of it as messages. What is undelivered has headers in it too, some hundred bytes a call, and what was thrown
+away. So only what came since the oldest open call of the connection began counts, and what came in the seconds before.
 
 What is not whole may keep more in memory than it has itself: of each frame gRPC holds all that it read together with
 it, until the frame's message is read or its call is over. That is at most what the connection has received at all
-since the oldest of its calls began.
+since its oldest open call began.
 """
 
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from inferplane.server.rpc.sockets import Socket
 
-__all__ = ["Connections", "OpenCall"]
+__all__ = ["Connections", "Look", "OpenCall"]
 
 INTERVAL = 0.2
-"""Seconds from sample to sample, sooner where a new connection begins to bring something; where there are thousands,
+"""Seconds from sample to sample, sooner where a new connection begins to bring something; where there are hundreds,
 SHARE times as long as a sample takes."""
 SHARE = 50
 MOST_SAMPLES = 64
 """Of one connection; beyond them the older ones become fewer."""
 
 
-class OpenCall(NamedTuple):
-    """A call of which gRPC may hold something, `since` then on the monotonic clock, and what of it was `delivered`."""
+class OpenCall(Protocol):
+    """A call of which gRPC may hold something."""
 
-    connection: str
-    since: float
-    delivered: int
+    @property
+    def connection(self) -> str:
+        """As gRPC's `peer()` says it."""
+
+    @property
+    def started(self) -> float:
+        """On the monotonic clock."""
+
+    @property
+    def delivered(self) -> int:
+        """Bytes of its messages so far."""
 
 
 class _Sample(NamedTuple):
-    """What a connection had brought `at` then, and how much of it was not `delivered`."""
+    """What a connection had received `at` then, and how much of it was not delivered."""
 
     at: float
     received: int
@@ -50,9 +58,17 @@ class _Known:
     """The first is what is compared with."""
 
 
+class Look(NamedTuple):
+    """Bytes of each connection: those that were received and not delivered, and those that gRPC may have kept at most,
+    which are all that came while calls of it were open, or where none is, those that belong to none."""
+
+    undelivered: dict[str, int]
+    kept: dict[str, int]
+
+
 class Connections:
-    """Counts what was delivered of each connection, by its address as gRPC's `peer()` says it, and samples what was
-    received. `open_calls` tells whose calls are open; what came in `window` seconds before counts with them."""
+    """Counts what was delivered of each connection, and samples what was received. `open_calls` are those that go on;
+    what came in `window` seconds before counts with them."""
 
     def __init__(
         self,
@@ -72,7 +88,7 @@ class Connections:
         self._delivered[connection] += size
 
     def expect(self, connection: str) -> None:
-        """Something comes from there; that it is there is to be known before that is delivered."""
+        """Something comes from there: the connection must be sampled before that is delivered."""
         if connection not in self._known:
             self._next = min(self._next, self._soonest)
 
@@ -98,25 +114,19 @@ class Connections:
         pause = SHARE * (time.perf_counter() - began)
         self._next, self._soonest = now + max(INTERVAL, pause), now + pause
 
-    def undelivered(self, since: float) -> Mapping[str, int]:
-        """How many more bytes than were delivered each connection has brought, not counting what it had brought before
-        `since`."""
-        return {
-            connection: max(0, sample.undelivered - self._before(connection, since).undelivered)
-            for connection, sample in self._present(0.0).items()
-        }
-
-    def kept(self, since: float) -> Mapping[str, int]:
-        """How many bytes gRPC may have kept of each connection at most, not counting what came before `since`: all that
-        it has received while calls of it were open, or where none is, what belongs to none."""
+    def look(self, since: float) -> Look:
+        """How things stand now, not counting what came before `since`."""
         oldest = self._oldest()
-        undelivered = self.undelivered(since)
-        return {
-            connection: sample.received - self._before(connection, max(since, oldest[connection])).received
-            if connection in oldest
-            else undelivered[connection]
-            for connection, sample in self._present(0.0).items()
-        }
+        look = Look({}, {})
+        for connection, sample in self._present(0.0).items():
+            before = self._before(connection, since)
+            look.undelivered[connection] = max(0, sample.undelivered - before.undelivered)
+            if connection in oldest:
+                before = self._before(connection, max(since, oldest[connection]))
+                look.kept[connection] = sample.received - before.received
+            else:
+                look.kept[connection] = look.undelivered[connection]
+        return look
 
     def _before(self, connection: str, moment: float) -> _Sample:
         """The last sample before it, or the first."""
@@ -124,10 +134,10 @@ class Connections:
         return next((sample for sample in reversed(samples) if sample.at <= moment), samples[0])
 
     def _oldest(self) -> dict[str, float]:
-        """Since when calls of each connection are open."""
+        """When the oldest open call of each connection began."""
         oldest: dict[str, float] = {}
         for call in self._open_calls():
-            oldest[call.connection] = min(call.since, oldest.get(call.connection, call.since))
+            oldest[call.connection] = min(call.started, oldest.get(call.connection, call.started))
         return oldest
 
     def _present(self, now: float) -> dict[str, _Sample]:

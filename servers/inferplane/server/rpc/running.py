@@ -33,8 +33,9 @@ class RunningCalls:
     def __init__(self, max_stream_age: float) -> None:
         self._max_stream_age = max_stream_age
         self._calls: set[Call] = set()
+        """Whose handlers run."""
         self.open: set[Call] = set()
-        """Those, and the ones whose handlers are through while something of them is on its way to their clients."""
+        """Of which gRPC may hold something: from their headers until it has sent the last answer, or let them go."""
         self._draining = False
         self._streams_of: Counter[str] = Counter()
         self._claims: dict[Call, str] = {}

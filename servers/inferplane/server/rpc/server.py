@@ -8,10 +8,12 @@ import grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from inferplane.server.rpc import health
+from inferplane.server.rpc.arrivals import Arrivals
 from inferplane.server.rpc.bodies import BodyReader
 from inferplane.server.rpc.interceptors import Guards, interceptors
 from inferplane.server.rpc.pipeline import BodyCheck, Handler, Pipeline, at_most
 from inferplane.server.rpc.running import RunningCalls
+from inferplane.server.rpc.sockets import Sockets
 from inferplane.server.rpc.standard_protos import LayeredPool
 from inferplane.server.settings import Settings
 
@@ -87,7 +89,8 @@ class RpcServer:
     def __init__(self, settings: Settings, guards: Guards, *, max_message_size: int) -> None:
         self.health = health.HealthBoard()
         self.calls = RunningCalls(settings.max_connection_age)
-        self.bodies = BodyReader(settings.slow_body_budget, settings.unary_deadline, self.calls)
+        self.arrivals = Arrivals(settings.slow_body_budget, settings.unary_deadline, lambda: self.calls.open, Sockets())
+        self.bodies = BodyReader(self.arrivals)
         self._pipeline = Pipeline(
             interceptors(guards),
             guards.deadlines.pace,

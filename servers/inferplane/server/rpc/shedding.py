@@ -1,11 +1,11 @@
 """Who goes where a process has grown too large: the likeliest reason first, more where that was in vain."""
 
 from collections import defaultdict
-from collections.abc import Collection, Container, Mapping
+from collections.abc import Container, Mapping
 
 from inferplane.server.rpc.call import Call
 
-__all__ = ["Closings", "Steps"]
+__all__ = ["CallsToEnd", "ConnectionsToClose"]
 
 EPISODE = 10.0
 """Seconds after which a step has nothing to do with the one before."""
@@ -15,12 +15,14 @@ COMPARABLE = 8
 """Neither does who has brought less than this part of what the heaviest has, or had a moment ago."""
 SUSPECTED = 600.0
 """Seconds for which the one whose end helped goes first."""
-NEGLIGIBLE = 8
-"""Whose share of this part of the growth is more than what he may have kept loses no connections: were all of these the
-reason, no more than that part would remain."""
+ENOUGH = 1 / 2
+"""Of the growth: who may have kept so much together may be all of the reason."""
+NEGLIGIBLE = 1 / 8
+"""Of the growth. Who may have kept less than an equal share of it, among all, loses no connections: were all of these
+the reason, no more than that would remain."""
 
 
-class Steps:
+class CallsToEnd:
     """Which calls go, of those who have brought much: first half of what the caller has who has brought most, the
     heaviest and of these the newest, bodies before streams. Within ten seconds of that, all of whoever has, or had,
     brought most; and all where the step before did not help."""
@@ -77,10 +79,10 @@ def _by_caller(brought: Mapping[Call, float]) -> dict[str, float]:
     return totals
 
 
-class Closings:
+class ConnectionsToClose:
     """Whose connections go, all of them: of the one of whom most may have been kept, or of as many as may have kept
-    half of the growth; where that does not help, of twice as many at least each time. Whose end has helped goes first
-    for ten minutes."""
+    half of the growth; where that does not help, of twice as many at least. Whose end has helped goes first for ten
+    minutes, until it helps no more."""
 
     def __init__(self) -> None:
         self._last = float("-inf")
@@ -98,8 +100,8 @@ class Closings:
         self._suspects |= dict.fromkeys(self._went, now)
         self._begin()
 
-    def next(self, kept: Mapping[str, Mapping[str, int]], growth: int, now: float) -> dict[str, Collection[str]]:
-        """The owners who go now and their connections, of those of whom `kept` bytes may be in memory."""
+    def next(self, kept: Mapping[str, Mapping[str, int]], growth: int, now: float) -> dict[str, Mapping[str, int]]:
+        """Those that go now, of whose connections so many bytes each may have been kept."""
         if now - self._last >= EPISODE:
             self._begin()
         self._suspects = {
@@ -108,21 +110,21 @@ class Closings:
             if owner not in self._went and now - since < SUSPECTED
         }
         totals = {owner: sum(connections.values()) for owner, connections in kept.items()}
-        least = growth / NEGLIGIBLE / len(totals)
+        least = growth * NEGLIGIBLE / len(totals)
         ranked = sorted(
             (owner for owner, total in totals.items() if total >= least),
             key=lambda owner: (owner in self._suspects, totals[owner]),
             reverse=True,
         )
-        going: dict[str, Collection[str]] = {}
+        going: dict[str, Mapping[str, int]] = {}
         explained = 0
         for owner in ranked:
-            if len(going) >= self._fewest and explained >= growth / 2:
+            if len(going) >= self._fewest and explained >= growth * ENOUGH:
                 break
-            going[owner] = kept[owner].keys()
+            going[owner] = kept[owner]
             explained += totals[owner]
         self._gone |= self._went
         self._went = going.keys() - self._gone
         self._last = now
-        self._fewest *= 2
+        self._fewest = 2 * len(going)
         return going

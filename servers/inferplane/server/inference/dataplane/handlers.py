@@ -60,13 +60,13 @@ def fused_handlers(
         try:
             body = await receive(call)
             answer = await forwarder.predict(call.principal, call.request_id, body, context.time_remaining())
+            call.afterwards(partial(unread.release, call.principal.subject, len(answer.data)))
         except BaseException as error:
             async with error_translation(call):
                 raise error from None
             return b""
         finally:
             calls.discard(call)
-        call.afterwards(partial(unread.release, call.principal.subject, len(answer.data)))
         context.set_trailing_metadata(((PREDICTION_ID_KEY, call.request_id), (REQUEST_ID_KEY, call.request_id)))
         return answer.data
 
