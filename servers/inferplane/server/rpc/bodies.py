@@ -1,8 +1,9 @@
 """Reads the bodies of unary requests: after the caller is known, in turn between callers, within a budget and a time.
 
 gRPC keeps at most 64 KiB of a body that nobody has asked for (`channel_arguments` in server.py), and what it read with
-that (decision 0036); the rest of a body comes only when it is read here. How large one is shows only when it is whole; nearly all are small and there already. Those
-that take longer are let come, as long as the process does not grow by more than the budget meanwhile.
+that (decision 0036); the rest of a body comes only when it is read here. How large one is shows only when it is whole;
+nearly all are small and there already. Those that take longer are let come, as long as the process does not grow by
+more than the budget.
 """
 
 import asyncio
