@@ -7,8 +7,8 @@ import pytest
 from inferplane.server.rpc.connections import Connections
 from tests.support.http2 import RawConnection, raw_connection
 from tests.support.mesh import until
-from tests.support.paths import STREAM
-from tests.support.stand import DataPlane, as_user, data_plane, infer_request
+from tests.support.paths import STREAM, WHO
+from tests.support.stand import DataPlane, Waiting, as_user, data_plane, infer_request, running, who_am_i
 
 MIB = 1 << 20
 LARGE = infer_request(values=MIB // 4).SerializeToString()
@@ -72,3 +72,17 @@ async def test_what_comes_to_one_of_our_ports_is_not_hidden_by_a_connection_to_a
             await until(lambda: connections(plane).look(0).undelivered[name] > MIB)
             with connected(other.address, port):
                 assert connections(plane).look(0).undelivered[name] > MIB
+
+
+async def test_a_body_that_was_delivered_counts_as_its_calls_while_that_goes_on() -> None:
+    """A connection that is seen only then has brought nothing else."""
+    waiting = Waiting()
+    async with running(who_am_i(waiting)) as server, raw_connection(server.address) as connection:
+        # A field that nobody knows: its number, its length, its bytes.
+        body = b"\xfa\x7f\xe8\x07" + bytes(1000)
+        stream = await connection.open(WHO, as_user())
+        await connection.send(stream, b"\0" + len(body).to_bytes(4, "big") + body, last=True)
+        await until(lambda: waiting.now == 1)
+        assert [call.delivered for call in server.server.calls.open] == [len(body)]
+        waiting.go.set()
+        await until(lambda: stream in connection.ended)
