@@ -213,10 +213,18 @@ class Mesh:
 async def prepare(settings: Settings, admin_password: str) -> None:
     """Run `prepare.py` as a child; WorkerStartError if it fails, which it then has explained itself."""
     child = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-P", "-m", "inferplane.server.processes.prepare"), stdin=asyncio.subprocess.PIPE
+        *(sys.executable, "-P", "-m", "inferplane.server.processes.prepare"),
+        stdin=asyncio.subprocess.PIPE,
+        # A Ctrl-C in the terminal is for `up`, which ends it.
+        start_new_session=True,
     )
     given = {"settings": settings.to_worker(), "admin": ADMIN, "password": admin_password}
-    await child.communicate(json.dumps(given).encode())
+    try:
+        await child.communicate(json.dumps(given).encode())
+    except asyncio.CancelledError:
+        child.kill()
+        await child.wait()
+        raise
     if child.returncode:
         raise WorkerStartError("the mesh was not started; the message above says why")
 
