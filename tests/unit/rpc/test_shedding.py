@@ -1,6 +1,6 @@
 """Whose connections go, step by step."""
 
-from inferplane.server.rpc.shedding import EPISODE, SUSPECTED, ConnectionsToClose
+from inferplane.server.rpc.shedding import DEAREST, NEGLIGIBLE, SUSPECTED, ConnectionsToClose
 
 GROWTH = 3200
 
@@ -11,9 +11,18 @@ def steps(to_close: ConnectionsToClose, sizes: dict[str, int], *moments: float) 
     return ["".join(sorted(to_close.next(kept, GROWTH, now))) for now in moments]
 
 
+def helped(to_close: ConnectionsToClose, sizes: dict[str, int], now: float) -> None:
+    to_close.helped({owner: {f"ipv4:{owner}:1": size} for owner, size in sizes.items()}, now)
+
+
 def test_at_each_step_at_least_twice_as_many_go() -> None:
     sizes = dict.fromkeys("bcdefgh", GROWTH) | {"a": 2 * GROWTH}
     assert [len(gone) for gone in steps(ConnectionsToClose(), sizes, 1, 2, 3, 4)] == [1, 2, 4, 8]
+
+
+def test_no_more_go_where_those_who_went_come_again() -> None:
+    to_close, kept = ConnectionsToClose(), {"a": {"ipv4:a:1": GROWTH}, "b": {"ipv4:b:1": GROWTH // 2}}
+    assert [[*to_close.next(kept, GROWTH, now, came_again=now > 1)] for now in (1, 2, 3)] == [["a"]] * 3
 
 
 def test_as_many_go_as_may_have_kept_half_of_the_growth() -> None:
@@ -21,31 +30,44 @@ def test_as_many_go_as_may_have_kept_half_of_the_growth() -> None:
     assert [len(gone) for gone in steps(ConnectionsToClose(), sizes, 1, 2)] == [4, 8]
 
 
-def test_a_step_seconds_later_begins_anew() -> None:
-    sizes = dict.fromkeys("ab", GROWTH)
-    assert [len(gone) for gone in steps(ConnectionsToClose(), sizes, 1, 2, 2 + EPISODE)] == [1, 2, 1]
+def test_who_cannot_have_kept_more_than_a_share_of_an_eighth_stays() -> None:
+    share = int(GROWTH * NEGLIGIBLE / DEAREST / 4)
+    sizes = {"a": GROWTH, "b": share + 1, "c": share, "d": 0}
+    to_close = ConnectionsToClose()
+    assert steps(to_close, sizes, 1) == ["a"]
+    assert not to_close.all_went
+    assert steps(to_close, sizes, 2, 3) == ["ab", "ab"]
+    assert to_close.all_went
 
 
-def test_who_may_have_kept_less_than_a_share_of_an_eighth_stays() -> None:
-    sizes = {"a": GROWTH, "b": GROWTH // 8 // 4, "c": GROWTH // 8 // 4 - 1, "d": 0}
-    assert steps(ConnectionsToClose(), sizes, 1, 2, 3) == ["a", "ab", "ab"]
+def test_who_can_have_kept_most_of_it_goes_where_the_growth_is_more_than_all_that_came() -> None:
+    assert steps(ConnectionsToClose(), {"a": GROWTH // 4, "b": GROWTH // 16}, 1) == ["a"]
+
+
+def test_where_others_have_left_nobody_is_suspected() -> None:
+    to_close, sizes = ConnectionsToClose(), {"a": 3 * GROWTH, "b": 2 * GROWTH}
+    assert steps(to_close, sizes, 1) == ["a"]
+    assert not to_close.have_left({"b": {"ipv4:b:1": 2 * GROWTH}})
+    assert to_close.have_left({"b": {"ipv4:b:2": GROWTH}})
+    helped(to_close, {"a": GROWTH}, 2)
+    assert steps(to_close, {"a": 2 * GROWTH, "b": 3 * GROWTH}, 3) == ["b"]
 
 
 def test_whose_end_helped_goes_first_for_ten_minutes() -> None:
     to_close, sizes = ConnectionsToClose(), {"a": 3 * GROWTH, "b": 2 * GROWTH}
     assert steps(to_close, sizes, 1, 2) == ["a", "ab"]
-    to_close.helped(3)
+    helped(to_close, sizes, 3)
     assert steps(to_close, sizes, 2 + SUSPECTED) == ["b"]
-    to_close.helped(3 + SUSPECTED)
+    helped(to_close, sizes, 3 + SUSPECTED)
     assert steps(to_close, sizes, 4 + 2 * SUSPECTED) == ["a"]
 
 
 def test_whose_end_helps_no_more_is_one_among_the_others() -> None:
     to_close, sizes = ConnectionsToClose(), {"a": 3 * GROWTH, "b": 2 * GROWTH}
     assert steps(to_close, sizes, 1, 2) == ["a", "ab"]
-    to_close.helped(3)
+    helped(to_close, sizes, 3)
     assert steps(to_close, sizes, 20, 21) == ["b", "ab"]
-    to_close.helped(22)
+    helped(to_close, sizes, 22)
     assert steps(to_close, sizes, 40) == ["a"]
 
 

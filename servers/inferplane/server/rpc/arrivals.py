@@ -20,7 +20,7 @@ from inferplane.server.rpc.connections import Connections
 from inferplane.server.rpc.growth import LOWEST_OF, Growth, Weight
 from inferplane.server.rpc.peers import address_of
 from inferplane.server.rpc.process_memory import GivingBack
-from inferplane.server.rpc.shedding import CallsToEnd, ConnectionsToClose
+from inferplane.server.rpc.shedding import DEAREST, CallsToEnd, ConnectionsToClose, Kept, total
 from inferplane.server.rpc.sockets import Socket
 
 __all__ = ["LOOK_INTERVAL", "Arrivals"]
@@ -28,16 +28,17 @@ __all__ = ["LOOK_INTERVAL", "Arrivals"]
 log = structlog.get_logger()
 
 LOOK_INTERVAL = 0.05
-SETTLE = 6
-"""Looks until the process has given back what ended: nothing more of known callers goes meanwhile, unless the process
-grows on, by another of STEPS parts of the budget."""
-STEPS = 8
+FREE_AFTER = 0.15
+"""Seconds from the end of calls until what they held is free."""
+FASTER = 1 / 8
+"""Of the budget. Where the process has grown by more since the last step, the next one does not wait for what that has
+freed."""
 PUBLIC_TIME_LIMIT = 5.0
 PUBLIC_BUDGET = 64 << 20
 MOST_PUBLIC = 256
 """Slow bodies of public methods; beyond them the oldest goes."""
 TELLING = 1 / 2
-"""Of the growth. Where all together have brought less, it is not that; the same of all that may be kept."""
+"""Of the growth. Where all together have brought less, it is not that."""
 SMALL = 1 / 4
 """Of the budget. What came before the last moment at which the growth was no more does not count: no more can be left
 of it."""
@@ -52,7 +53,8 @@ class _Sockets(Protocol):
 
 class Arrivals:
     """Bounds what arrives slowly: known callers' to a growth of `budget` bytes, which must be whole after `time_limit`
-    seconds, that of public methods to 64 MiB and 5 seconds. `open_calls` are all of which gRPC may hold something."""
+    seconds, that of public methods to 64 MiB and 5 seconds. `open_calls` are all of which gRPC may hold something, the
+    oldest first."""
 
     def __init__(
         self, budget: int, time_limit: float, open_calls: Callable[[], Collection[Call]], sockets: _Sockets
@@ -69,8 +71,9 @@ class Arrivals:
         self._small_at = float("-inf")
         self._to_end = CallsToEnd()
         self._to_close = ConnectionsToClose()
-        self._settling = 0
-        self._stepped_with = 0
+        self._is_over = self._is_checked = False
+        self._free_at = self._closed_at = float("-inf")
+        self._stepped_with = float("inf")
         self._giving_back = GivingBack()
         self.held_elsewhere: Callable[[], int] = lambda: 0
         """Bytes that this process holds for something else, and will let go: they are not weighed."""
@@ -102,7 +105,11 @@ class Arrivals:
         self._growth.add(now, Weight(resident, self.held_elsewhere()))
         self._shed_public()
         self._shed(now)
-        return self._giving_back.is_due()
+        return self._giving_back.is_due(now)
+
+    def given_back(self) -> None:
+        """What `look` said that it is time for has been done."""
+        self._giving_back.done()
 
     def _shed_public(self) -> None:
         most = min(PUBLIC_BUDGET, self._budget)
@@ -113,31 +120,52 @@ class Arrivals:
             self._end(too_much)
 
     def _shed(self, now: float) -> None:
-        self._settling = max(0, self._settling - 1)
-        growth = self._growth.since_oldest(min((call.started for call in self._open_calls()), default=now), now)
+        growth = self._growth.since_oldest(next((call.started for call in self._open_calls()), now), now)
+        if growth > self._budget:
+            self._shed_most(now, growth)
+        elif self._is_over:
+            self._is_over = False
+            self._to_end.helped()
+            self._to_close.helped(self._kept(), now)
         if growth <= self._budget * SMALL:
             self._small_at = now
-        own = self._growth.weight.own
-        if growth <= self._budget:
-            self._to_end.helped()
-            self._to_close.helped(now)
-        elif not self._settling or own > self._stepped_with + self._budget // STEPS:
-            self._step(now, growth)
-            self._settling, self._stepped_with = SETTLE, own
-            self._growth.hold(now)
 
-    def _step(self, now: float, growth: int) -> None:
+    def _shed_most(self, now: float, growth: int) -> None:
+        """What is free counts as grown until it has been given back: so a step is taken when it has been."""
+        resident = self._growth.weight.resident
+        is_certain = self._giving_back.done_since >= self._free_at
+        if not self._is_over:
+            self._is_over, self._is_checked = True, False
+            self._to_close.begin(self._kept(), growth)
+            self._free_at, self._stepped_with = now, float("inf")
+        elif is_certain or resident > self._stepped_with + self._budget * FASTER:
+            self._step(now, growth, is_certain=is_certain)
+            self._growth.hold(now)
+            self._free_at, self._stepped_with = now + FREE_AFTER, resident
+        else:
+            return
+        self._giving_back.ask(self._free_at)
+
+    def _step(self, now: float, growth: int, *, is_certain: bool) -> None:
         """End calls, or close connections where these have not brought what the process has grown by, or all went in
-        vain; where the connections cannot have either, it has grown by itself."""
-        look = self.connections.look(self._small_at)
-        brought = self._share(look.undelivered, growth)
+        vain; where the connections are not the reason either, it has grown by itself."""
+        brought = self._share(self.connections.look(self._small_at).undelivered, growth)
         explained = sum(brought.values()) >= growth * TELLING and not self._to_end.were_in_vain(now)
         if explained and (calls := self._to_end.next(brought, self._streams, now)):
             self._end(calls)
-        elif sum(look.kept.values()) >= growth * TELLING:
-            self._close(self._to_close.next(self._by_owner(look.kept), growth, now), growth)
-        else:
+            return
+        kept = self._kept()
+        came_again = sum(self.connections.look(self._closed_at).kept.values()) >= growth * TELLING
+        if self._to_close.have_left(kept) and not self._is_checked:
+            # They may be the reason, and what they had not be given back.
+            self._is_checked = True
+        elif total(kept) * DEAREST < growth or (is_certain and self._to_close.all_went and not came_again):
+            # So little has come, or all went in vain.
             self._growth.forget()
+            self._is_over = False
+        else:
+            self._close(self._to_close.next(kept, growth, now, came_again=came_again), growth)
+            self._closed_at = now
 
     def _arriving(self) -> list[tuple[Call, float]]:
         """Calls, and since when something of theirs arrives."""
@@ -157,10 +185,11 @@ class Arrivals:
             for call in known
         }
 
-    def _by_owner(self, kept: Mapping[str, int]) -> dict[str, dict[str, int]]:
-        """The same by who has the oldest call of each connection, the address where nobody is known."""
+    def _kept(self) -> Kept:
+        """What may be kept, by who has the oldest call of each connection, the address where nobody is known."""
+        kept = self.connections.look(self._small_at).kept
         owners = {connection: address_of(connection) for connection in kept}
-        for call in sorted(self._open_calls(), key=lambda call: call.started, reverse=True):
+        for call in reversed([*self._open_calls()]):
             if call.principal is not ANONYMOUS:
                 owners[call.connection] = call.principal.subject
         grouped: defaultdict[str, dict[str, int]] = defaultdict(dict)
@@ -171,9 +200,9 @@ class Arrivals:
     def _end(self, calls: Iterable[Call]) -> None:
         for call in calls:
             call.end(InferplaneError.overloaded("requests that arrive slowly hold too much"))
-        self._giving_back.soon()
+        self._giving_back.ask(self._looked + FREE_AFTER)
 
-    def _close(self, going: Mapping[str, Mapping[str, int]], growth: int) -> None:
+    def _close(self, going: Kept, growth: int) -> None:
         connections = {connection: size for theirs in going.values() for connection, size in theirs.items()}
         log.warning(
             "connections_closed",
@@ -183,4 +212,3 @@ class Arrivals:
             grown_bytes=growth,
             budget_bytes=self._budget,
         )
-        self._giving_back.soon()

@@ -10,7 +10,7 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import grpc
@@ -106,15 +106,18 @@ class BodyReader:
         statm = os.open("/proc/self/statm", os.O_RDONLY)
         thread = ThreadPoolExecutor(1, "give_back")
         try:
-            giving, due = thread.submit(give_back_free_memory), False
+            # So that the thread is there.
+            giving: Future[None] | None = thread.submit(give_back_free_memory)
             while True:
                 await asyncio.sleep(LOOK_INTERVAL)
+                if giving is not None and giving.done():
+                    giving.result()
+                    giving = None
+                    self._arrivals.given_back()
                 now = time.monotonic()
                 self._demote(now)
-                due |= self._arrivals.look(now, resident_memory(statm))
-                if due and giving.done():
-                    giving.result()
-                    giving, due = thread.submit(give_back_free_memory), False
+                if self._arrivals.look(now, resident_memory(statm)):
+                    giving = thread.submit(give_back_free_memory)
         finally:
             thread.shutdown(wait=False)
             os.close(statm)

@@ -56,10 +56,12 @@ class _Known:
     inode: int
     samples: list[_Sample]
     """The first is what is compared with."""
+    called_at: float = float("-inf")
+    """When calls of it were open last."""
 
 
 class Look(NamedTuple):
-    """Bytes of each connection: those that were received and not delivered, and those that gRPC may have kept at most,
+    """Bytes of each connection: those that were received and not delivered, and those by which gRPC may keep something,
     which are all that came while calls of it were open, or where none is, those that belong to none."""
 
     undelivered: dict[str, int]
@@ -100,6 +102,8 @@ class Connections:
         oldest = self._oldest()
         present = self._present(now)
         for connection, sample in present.items():
+            if connection in oldest:
+                self._known[connection].called_at = now
             samples = self._known[connection].samples
             samples.append(sample)
             needed = min(now - self._window, oldest.get(connection, now))
@@ -125,7 +129,8 @@ class Connections:
                 before = self._before(connection, max(since, oldest[connection]))
                 look.kept[connection] = sample.received - before.received
             else:
-                look.kept[connection] = look.undelivered[connection]
+                before = self._before(connection, max(since, self._known[connection].called_at))
+                look.kept[connection] = max(0, sample.undelivered - before.undelivered)
         return look
 
     def _before(self, connection: str, moment: float) -> _Sample:

@@ -5,9 +5,6 @@ import os
 
 __all__ = ["GivingBack", "give_back_free_memory", "resident_memory"]
 
-GIVE_BACK_AFTER = 3
-"""Looks from the end of calls to the giving back of what they held."""
-
 
 def resident_memory(statm: int) -> int:
     """Bytes of this process in memory, by a descriptor of /proc/self/statm (proc_pid_statm(5))."""
@@ -25,24 +22,27 @@ def give_back_free_memory() -> None:
 
 
 class GivingBack:
-    """When it is time to give back: some looks after calls were ended, when what they held is free."""
+    """When to give back, and since when that has been done. Moments are seconds on the monotonic clock."""
 
     def __init__(self) -> None:
-        self._looks = 0
-        self._ended_since = False
+        self._wanted: list[float] = []
+        self._begun = float("-inf")
+        self._running = False
+        self.done_since = float("-inf")
+        """What was free then has been given back."""
 
-    def soon(self) -> None:
-        """Calls were ended."""
-        self._ended_since = self._looks > 0
-        self._looks = self._looks or GIVE_BACK_AFTER
+    def ask(self, moment: float) -> None:
+        """What is free at that moment is to be given back."""
+        self._wanted.append(moment)
 
-    def is_due(self) -> bool:
-        """Asked at each look."""
-        if not self._looks:
+    def is_due(self, now: float) -> bool:
+        """Whether it is to begin now."""
+        if self._running or min(self._wanted, default=now + 1) > now:
             return False
-        self._looks -= 1
-        if self._looks:
-            return False
-        # What was ended since the one before may not be free yet.
-        self._looks, self._ended_since = GIVE_BACK_AFTER if self._ended_since else 0, False
+        self._wanted = [moment for moment in self._wanted if moment > now]
+        self._running, self._begun = True, now
         return True
+
+    def done(self) -> None:
+        """It is through."""
+        self._running, self.done_since = False, self._begun

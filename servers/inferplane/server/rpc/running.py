@@ -34,8 +34,9 @@ class RunningCalls:
         self._max_stream_age = max_stream_age
         self._calls: set[Call] = set()
         """Whose handlers run."""
-        self.open: set[Call] = set()
-        """Of which gRPC may hold something: from their headers until it has sent the last answer, or let them go."""
+        self.open: dict[Call, None] = {}
+        """Of which gRPC may hold something: from their headers until it has sent the last answer, or let them go. The
+        oldest is the first."""
         self._draining = False
         self._streams_of: Counter[str] = Counter()
         self._claims: dict[Call, str] = {}
@@ -53,8 +54,8 @@ class RunningCalls:
     def add(self, call: Call) -> None:
         """Count `call` as running."""
         self._calls.add(call)
-        self.open.add(call)
-        call.afterwards(lambda: self.open.discard(call))
+        self.open[call] = None
+        call.afterwards(lambda: self.open.pop(call, None))
         if self._draining and call.method.streams:
             call.end(_shutting_down())
 

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Container, Mapping
+from typing import TypeAlias
 
 from inferplane.server.rpc.call import Call
 
@@ -15,11 +16,20 @@ COMPARABLE = 8
 """Neither does who has brought less than this part of what the heaviest has, or had a moment ago."""
 SUSPECTED = 600.0
 """Seconds for which the one whose end helped goes first."""
-ENOUGH = 1 / 2
-"""Of the growth: who may have kept so much together may be all of the reason."""
+DEAREST = 8
+"""Bytes that gRPC keeps at most of one that it has received: of a frame with one byte, which is ten on the wire, it
+keeps 32, and twice that while it makes room for more of them."""
 NEGLIGIBLE = 1 / 8
-"""Of the growth. Who may have kept less than an equal share of it, among all, loses no connections: were all of these
-the reason, no more than that would remain."""
+"""Of the growth. Who cannot have kept more than an equal share of it, among all, loses no connections: were all of
+these the reason, no more than that would remain."""
+
+Kept: TypeAlias = Mapping[str, Mapping[str, int]]
+"""Bytes that may be kept by their owners' connections."""
+
+
+def total(kept: Kept) -> int:
+    """Of all."""
+    return sum(sum(connections.values()) for connections in kept.values())
 
 
 class CallsToEnd:
@@ -81,50 +91,65 @@ def _by_caller(brought: Mapping[Call, float]) -> dict[str, float]:
 
 class ConnectionsToClose:
     """Whose connections go, all of them: of the one of whom most may have been kept, or of as many as may have kept
-    half of the growth; where that does not help, of twice as many at least. Whose end has helped goes first for ten
-    minutes, until it helps no more."""
+    half of the growth, or of all that came; where that does not help, of twice as many at least. Whose end has helped
+    goes first for ten minutes, until it helps no more."""
 
     def __init__(self) -> None:
-        self._last = float("-inf")
         self._suspects: dict[str, float] = {}
-        self._begin()
+        self.begin({}, 0)
 
-    def _begin(self) -> None:
-        self._fewest = 1
+    def begin(self, kept: Kept, growth: int) -> None:
+        """The process is too large, and was not before."""
+        self.all_went = False
+        self._fewest = 0
         self._gone: set[str] = set()
         self._went: set[str] = set()
         """Before the last step, and with it for the first time."""
+        self._others = _of_weight(kept, growth)
+        """Who has not gone, and what may have been kept of them."""
+        self._growth = growth
 
-    def helped(self, now: float) -> None:
+    def have_left(self, kept: Kept) -> bool:
+        """Whether what may have been kept of others has gone by itself, and may be the reason."""
+        left = sum(max(0, size - sum(kept.get(owner, {}).values())) for owner, size in self._others.items())
+        return left * DEAREST > self._growth
+
+    def helped(self, kept: Kept, now: float) -> None:
         """The process is no longer too large."""
-        self._suspects |= dict.fromkeys(self._went, now)
-        self._begin()
+        if not self.have_left(kept):
+            self._suspects |= dict.fromkeys(self._went, now)
+        self.begin({}, 0)
 
-    def next(self, kept: Mapping[str, Mapping[str, int]], growth: int, now: float) -> dict[str, Mapping[str, int]]:
-        """Those that go now, of whose connections so many bytes each may have been kept."""
-        if now - self._last >= EPISODE:
-            self._begin()
+    def next(self, kept: Kept, growth: int, now: float, *, came_again: bool = False) -> Kept:
+        """Those that go now. It may have helped, where so much `came_again` that it is the reason."""
+        if not came_again:
+            self._fewest = max(1, 2 * self._fewest)
         self._suspects = {
             owner: since
             for owner, since in self._suspects.items()
             if owner not in self._went and now - since < SUSPECTED
         }
-        totals = {owner: sum(connections.values()) for owner, connections in kept.items()}
-        least = growth * NEGLIGIBLE / len(totals)
-        ranked = sorted(
-            (owner for owner, total in totals.items() if total >= least),
-            key=lambda owner: (owner in self._suspects, totals[owner]),
-            reverse=True,
-        )
+        sizes = _of_weight(kept, growth)
+        ranked = sorted(sizes, key=lambda owner: (owner in self._suspects, sizes[owner]), reverse=True)
+        enough = min(growth, total(kept)) / 2
         going: dict[str, Mapping[str, int]] = {}
         explained = 0
         for owner in ranked:
-            if len(going) >= self._fewest and explained >= growth * ENOUGH:
+            if len(going) >= self._fewest and explained >= enough:
                 break
             going[owner] = kept[owner]
-            explained += totals[owner]
+            explained += sizes[owner]
         self._gone |= self._went
         self._went = going.keys() - self._gone
-        self._last = now
-        self._fewest = 2 * len(going)
+        self._others = {owner: size for owner, size in sizes.items() if owner not in going}
+        self._growth = growth
+        self.all_went = not self._others
+        self._fewest = len(going)
         return going
+
+
+def _of_weight(kept: Kept, growth: int) -> dict[str, int]:
+    """Those who can have kept more than they may."""
+    sizes = {owner: sum(connections.values()) for owner, connections in kept.items()}
+    least = growth * NEGLIGIBLE / DEAREST / max(1, len(sizes))
+    return {owner: size for owner, size in sizes.items() if size > least}
