@@ -57,15 +57,18 @@ async def pour(
 
 
 async def poured(address: str, path: str, streams: int, size: int, metadata: Sequence[tuple[str, str]] = ()) -> int:
-    """How many bytes were taken of bodies on one connection."""
-    async with raw_connection(address) as connection:
-        end = time.monotonic() + SECONDS
-        pouring = [asyncio.create_task(pour(connection, path, size, end, metadata)) for _ in range(streams)]
-        await asyncio.wait(pouring, timeout=SECONDS)
-        for task in pouring:
-            task.cancel()
-        await asyncio.gather(*pouring, return_exceptions=True)
-        return sum(connection.sent.values())
+    """How many bytes were taken of bodies on one connection, or the next where the server hangs up."""
+    end, taken = time.monotonic() + SECONDS, 0
+    while time.monotonic() < end:
+        async with raw_connection(address) as connection:
+            pouring = [asyncio.create_task(pour(connection, path, size, end, metadata)) for _ in range(streams)]
+            closing = asyncio.create_task(connection.closed.wait())
+            await asyncio.wait([closing], timeout=end - time.monotonic())
+            for task in (*pouring, closing):
+                task.cancel()
+            await asyncio.gather(*pouring, closing, return_exceptions=True)
+            taken += sum(connection.sent.values())
+    return taken
 
 
 @pytest.mark.parametrize(

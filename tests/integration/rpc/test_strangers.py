@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 import time
+from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -24,7 +25,7 @@ from inferplane.server.rpc.running import RunningCalls
 from tests.support.http2 import RawConnection, raw_connection
 from tests.support.mesh import error_info, failure, until
 from tests.support.paths import HEALTH, REFLECTION, STREAM, WHO
-from tests.support.stand import as_user, data_plane, infer_request, running, who_am_i
+from tests.support.stand import EMPTY_BODY, Waiting, as_user, data_plane, infer_request, running, who_am_i
 
 MIB = 1 << 20
 
@@ -56,16 +57,48 @@ async def test_a_public_method_takes_small_bodies_only() -> None:
         assert (error.code(), error_info(error).reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "MESSAGE_TOO_LARGE")
 
 
-async def test_messages_of_anonymous_streams_that_do_not_end_are_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+async def pour(connection: RawConnection, streams: list[int]) -> None:
+    """Messages that do not end."""
+    endless = framed(bytes(60 * MIB))
+    with suppress(ConnectionError):
+        await asyncio.gather(*(connection.send(stream, endless[: 40 * MIB]) for stream in streams))
+
+
+async def test_a_stranger_whose_messages_do_not_end_loses_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(arrivals, "PUBLIC_BUDGET", 16 * MIB)
-    async with running(who_am_i(answer)) as server, raw_connection(server.address) as connection:
+    async with (
+        running(who_am_i(answer)) as server,
+        raw_connection(server.address) as connection,
+        raw_connection(server.address) as other,
+    ):
+        weigh_what_is_sent(connection, monkeypatch)
+        waiting = await other.open(REFLECTION)
+        streams = [await connection.open(REFLECTION) for _ in range(4)]
+        pouring = asyncio.create_task(pour(connection, streams))
+        await until(connection.closed.is_set, timeout=30)
+        assert not other.closed.is_set()
+        assert waiting not in other.ended or other.trailers[waiting]["grpc-status"] == "8"
+        await server.call()
+        pouring.cancel()
+
+
+async def test_where_a_known_caller_has_calls_too_the_streams_end_and_the_connection_stays(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(arrivals, "PUBLIC_BUDGET", 16 * MIB)
+    waiting = Waiting()
+    async with running(who_am_i(waiting)) as server, raw_connection(server.address) as connection:
+        known = await connection.open(WHO, as_user())
+        await connection.send(known, EMPTY_BODY, last=True)
+        await until(lambda: waiting.now == 1)
         weigh_what_is_sent(connection, monkeypatch)
         streams = [await connection.open(REFLECTION) for _ in range(4)]
-        endless = framed(bytes(60 * MIB))
-        pouring = asyncio.gather(*(connection.send(stream, endless[: 40 * MIB]) for stream in streams))
+        pouring = asyncio.create_task(pour(connection, streams))
         await until(lambda: connection.ended >= set(streams), timeout=30)
         assert {connection.trailers[stream]["grpc-status"] for stream in streams} == {"8"}
-        await server.call()
+        waiting.go.set()
+        await until(lambda: known in connection.ended)
+        assert connection.trailers[known]["grpc-status"] == "0"
         pouring.cancel()
 
 

@@ -7,7 +7,7 @@ connections are closed, more each time (decisions 0008 and 0036).
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Mapping
 from typing import Protocol
 
 import structlog
@@ -42,6 +42,8 @@ TELLING = 1 / 2
 SMALL = 1 / 4
 """Of the budget. What came before the last moment at which the growth was no more does not count: no more can be left
 of it."""
+PART = 1 / 8
+"""Of the budget of public methods: a stranger's connection that has brought more is closed when that is used up."""
 MOST_NAMED = 10
 """Callers in one line of the log."""
 
@@ -117,7 +119,20 @@ class Arrivals:
             call for call, since in self._arriving() if call.method.access.public and self._growth.since(since) > most
         ]
         if too_much:
-            self._end(too_much)
+            pouring = self._pouring_strangers({call.connection for call in too_much}, most)
+            if pouring:
+                # As much again would come while hundreds of calls are ended one by one.
+                self._close(pouring)
+            self._end(call for call in too_much if call.connection not in pouring)
+
+    def _pouring_strangers(self, connections: Container[str], most: int) -> dict[str, int]:
+        """Those connections by which only strangers send, and at least PART of it."""
+        known = {call.connection for call in self._open_calls() if call.principal is not ANONYMOUS}
+        return {
+            connection: size
+            for connection, size in self.connections.look(float("-inf")).undelivered.items()
+            if size > most * PART and connection in connections and connection not in known
+        }
 
     def _shed(self, now: float) -> None:
         growth = self._growth.since_oldest(next((call.started for call in self._open_calls()), now), now)
@@ -164,7 +179,8 @@ class Arrivals:
             self._growth.forget()
             self._is_over = False
         else:
-            self._close(self._to_close.next(kept, growth, now, came_again=came_again), growth)
+            going = self._to_close.next(kept, growth, now, came_again=came_again)
+            self._close({connection: size for theirs in going.values() for connection, size in theirs.items()})
             self._closed_at = now
 
     def _arriving(self) -> list[tuple[Call, float]]:
@@ -186,29 +202,33 @@ class Arrivals:
         }
 
     def _kept(self) -> Kept:
-        """What may be kept, by who has the oldest call of each connection, the address where nobody is known."""
+        """What may be kept, by the owners of the connections."""
         kept = self.connections.look(self._small_at).kept
-        owners = {connection: address_of(connection) for connection in kept}
-        for call in reversed([*self._open_calls()]):
-            if call.principal is not ANONYMOUS:
-                owners[call.connection] = call.principal.subject
         grouped: defaultdict[str, dict[str, int]] = defaultdict(dict)
-        for connection, size in kept.items():
-            grouped[owners[connection]][connection] = size
+        for connection, owner in self._owners(kept).items():
+            grouped[owner][connection] = kept[connection]
         return grouped
+
+    def _owners(self, connections: Iterable[str]) -> dict[str, str]:
+        """Who has the oldest call of each, or the address where nobody is known."""
+        owners = {connection: address_of(connection) for connection in connections}
+        for call in reversed([*self._open_calls()]):
+            if call.principal is not ANONYMOUS and call.connection in owners:
+                owners[call.connection] = call.principal.subject
+        return owners
 
     def _end(self, calls: Iterable[Call]) -> None:
         for call in calls:
             call.end(InferplaneError.overloaded("requests that arrive slowly hold too much"))
         self._giving_back.ask(self._looked + FREE_AFTER)
 
-    def _close(self, going: Kept, growth: int) -> None:
-        connections = {connection: size for theirs in going.values() for connection, size in theirs.items()}
+    def _close(self, connections: Mapping[str, int]) -> None:
+        owners = self._owners(connections)
         log.warning(
             "connections_closed",
-            callers=list(going)[:MOST_NAMED],
+            callers=sorted(set(owners.values()))[:MOST_NAMED],
             connections=self._hang_up(connections),
             received_bytes=sum(connections.values()),
-            grown_bytes=growth,
-            budget_bytes=self._budget,
+            process_bytes=self._growth.weight.resident,
         )
+        self._giving_back.ask(self._looked + FREE_AFTER)
