@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -13,19 +14,16 @@ from tests.support.onnx_models import identity
 from tests.support.up import COMMAND, Up, running_up, wait_for
 
 
+def started(directory: Path) -> "subprocess.Popen[str]":
+    """`inferplane up`, as the leader of a group of its own; ready when `ready.json` is there."""
+    command = [COMMAND, "up", "--base-port", "0", "--data-dir", directory / "data"]
+    return subprocess.Popen(
+        [*command, "--ready-file", directory / "ready.json"], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
 def test_ctrl_c_stops_everything_and_leaves_nothing(tmp_path: Path) -> None:
-    ready_file = tmp_path / "ready.json"
-    command: list[str | Path] = [
-        COMMAND,
-        "up",
-        "--base-port",
-        "0",
-        "--data-dir",
-        tmp_path / "data",
-        "--ready-file",
-        ready_file,
-    ]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    ready_file, process = tmp_path / "ready.json", started(tmp_path)
     wait_for(lambda: ready_file.exists() or process.poll() is not None, 60)
     family = psutil.Process(process.pid).children(recursive=True)
     assert len(family) > 5
@@ -35,6 +33,28 @@ def test_ctrl_c_stops_everything_and_leaves_nothing(tmp_path: Path) -> None:
     assert "Traceback" not in errors
     assert not ready_file.exists()
     assert not psutil.wait_procs(family, 10)[1]
+
+
+def preparing(process: "subprocess.Popen[str]") -> bool:
+    """Whether the child is there that prepares the database."""
+    for child in psutil.Process(process.pid).children():
+        with suppress(psutil.NoSuchProcess):
+            if "inferplane.server.processes.prepare" in child.cmdline():
+                return True
+    return False
+
+
+def test_ctrl_c_while_the_database_is_prepared_leaves_no_traceback_and_nothing_else(tmp_path: Path) -> None:
+    process = started(tmp_path)
+    wait_for(lambda: preparing(process) or process.poll() is not None, 60)
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert family
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert "Traceback" not in errors
+    assert not psutil.wait_procs(family, 10)[1]
+    with running_up(tmp_path):
+        pass
 
 
 def test_the_last_predictions_are_recorded_before_the_end(tmp_path: Path) -> None:

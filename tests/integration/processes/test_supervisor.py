@@ -76,7 +76,7 @@ async def test_a_dead_or_hung_worker_is_replaced_by_another(settings: Settings, 
         before = pids(supervisor)
         os.kill(before[0], how)
         replaced: Any = supervisor.workers[0]
-        await until(lambda: replaced.process.pid != before[0] and replaced.ready, timeout=30)
+        await until(lambda: replaced.process and replaced.process.pid != before[0] and replaced.ready, timeout=30)
         assert pids(supervisor)[1] == before[1]
         assert all([await answers(shared) for _ in range(20)])
 
