@@ -16,7 +16,7 @@ from tests.support.up import COMMAND, Up, running_up, wait_for
 
 def started(directory: Path) -> "subprocess.Popen[str]":
     """`inferplane up`, as the leader of a group of its own; ready when `ready.json` is there."""
-    command = [COMMAND, "up", "--base-port", "0", "--data-dir", directory / "data"]
+    command: list[str | Path] = [COMMAND, "up", "--base-port", "0", "--data-dir", directory / "data"]
     return subprocess.Popen(
         [*command, "--ready-file", directory / "ready.json"], stderr=subprocess.PIPE, text=True, start_new_session=True
     )

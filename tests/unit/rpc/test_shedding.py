@@ -1,6 +1,6 @@
 """Whose connections go, step by step."""
 
-from inferplane.server.rpc.shedding import DEAREST, NEGLIGIBLE, SUSPECTED, ConnectionsToClose
+from inferplane.server.rpc.shedding import DEAREST, MOST_AGAIN, NEGLIGIBLE, SUSPECTED, ConnectionsToClose
 
 GROWTH = 3200
 
@@ -35,9 +35,9 @@ def test_who_cannot_have_kept_more_than_a_share_of_an_eighth_stays() -> None:
     sizes = {"a": GROWTH, "b": share + 1, "c": share, "d": 0}
     to_close = ConnectionsToClose()
     assert steps(to_close, sizes, 1) == ["a"]
-    assert not to_close.all_went
+    assert not to_close.all_went_in_vain(False)
     assert steps(to_close, sizes, 2, 3) == ["ab", "ab"]
-    assert to_close.all_went
+    assert to_close.all_went_in_vain(False)
 
 
 def test_who_can_have_kept_most_of_it_goes_where_the_growth_is_more_than_all_that_came() -> None:
@@ -74,3 +74,13 @@ def test_whose_end_helps_no_more_is_one_among_the_others() -> None:
 def test_all_connections_of_who_goes_go_with_what_they_may_have_kept() -> None:
     kept = {"a": {"ipv4:a:1": 5, "ipv4:a:2": GROWTH}, "b": {"ipv4:b:1": GROWTH}}
     assert ConnectionsToClose().next(kept, GROWTH, 1) == {"a": kept["a"]}
+
+
+def test_those_who_come_again_and_again_are_not_the_reason_at_last() -> None:
+    to_close, kept = ConnectionsToClose(), {"a": {"ipv4:a:1": GROWTH}}
+    judged = []
+    for now in range(8):
+        to_close.next(kept, GROWTH, now, came_again=now > 0)
+        judged.append(to_close.all_went_in_vain(came_again=True))
+    assert judged == [False] * MOST_AGAIN + [True] * (8 - MOST_AGAIN)
+    assert to_close.all_went_in_vain(came_again=False)

@@ -42,6 +42,8 @@ TELLING = 1 / 2
 SMALL = 1 / 4
 """Of the budget. What came before the last moment at which the growth was no more does not count: no more can be left
 of it."""
+WATCHED = 600.0
+"""Seconds for which what is free is given back now and then, when a process has grown by itself."""
 PART = 1 / 8
 """Of the budget of public methods: a stranger's connection that has brought more is closed when that is used up."""
 MOST_NAMED = 10
@@ -74,6 +76,7 @@ class Arrivals:
         self._to_end = CallsToEnd()
         self._to_close = ConnectionsToClose()
         self._is_over = self._is_checked = False
+        self._watch_until = self._watched_at = float("-inf")
         self._free_at = self._closed_at = float("-inf")
         self._stepped_with = float("inf")
         self._giving_back = GivingBack()
@@ -107,6 +110,10 @@ class Arrivals:
         self._growth.add(now, Weight(resident, self.held_elsewhere()))
         self._shed_public()
         self._shed(now)
+        if self._watched_at + LOWEST_OF < now < self._watch_until:
+            # What it had grown by may be free by now, and would be room that is not counted.
+            self._watched_at = now
+            self._giving_back.ask(now)
         return self._giving_back.is_due(now)
 
     def given_back(self) -> None:
@@ -174,10 +181,11 @@ class Arrivals:
         if self._to_close.have_left(kept) and not self._is_checked:
             # They may be the reason, and what they had not be given back.
             self._is_checked = True
-        elif total(kept) * DEAREST < growth or (is_certain and self._to_close.all_went and not came_again):
+        elif total(kept) * DEAREST < growth or (is_certain and self._to_close.all_went_in_vain(came_again)):
             # So little has come, or all went in vain.
             self._growth.forget()
             self._is_over = False
+            self._watch_until = now + WATCHED
         else:
             going = self._to_close.next(kept, growth, now, came_again=came_again)
             self._close({connection: size for theirs in going.values() for connection, size in theirs.items()})

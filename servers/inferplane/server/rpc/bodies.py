@@ -35,6 +35,9 @@ SLOW_AFTER = 0.1
 """Seconds after which a body counts among the slow ones instead."""
 WAITING = 4000
 WAITING_EACH = 1000
+PUBLIC_WAITING = 1000
+PUBLIC_WAITING_EACH = 500
+"""Their headers are all that they hold, up to 40 KiB each."""
 
 
 class BodyReader:
@@ -43,7 +46,11 @@ class BodyReader:
     def __init__(self, arrivals: Arrivals) -> None:
         self._gate = FairGate(_FULL, capacity=QUICK, each=QUICK_EACH, waiting=WAITING, waiting_each=WAITING_EACH)
         self._public_gate = FairGate(
-            _FULL, capacity=PUBLIC_QUICK, each=PUBLIC_QUICK_EACH, waiting=WAITING, waiting_each=WAITING_EACH
+            _FULL,
+            capacity=PUBLIC_QUICK,
+            each=PUBLIC_QUICK_EACH,
+            waiting=PUBLIC_WAITING,
+            waiting_each=PUBLIC_WAITING_EACH,
         )
         self._quick: dict[Call, float] = {}
         self._arrivals = arrivals

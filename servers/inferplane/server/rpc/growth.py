@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 __all__ = ["LOWEST_OF", "Growth", "Weight"]
 
-MOST_KEPT = 1000
-"""Of what was in memory and of what was held elsewhere; beyond them neighbours become one, those of long ago first."""
+GRAIN = 256 << 10
+"""Bytes of growth that make no difference."""
 LOWEST_OF = 10.0
 """Seconds of which the least memory is what the process takes by itself. What was let go a moment ago may not be free
 yet: taken for the process's own, it would let the next bodies have as much again, and so on."""
@@ -29,17 +29,15 @@ class _Lowest:
 
     def __init__(self) -> None:
         self._kept: list[tuple[float, int]] = []
-        """Moments and numbers, both ascending: each number is the least since the moment before its own."""
+        """Moments and numbers, both ascending: each number is the least since the moment before its own, or up to GRAIN
+        less."""
 
     def add(self, now: float, number: int) -> None:
         while self._kept and self._kept[-1][1] >= number:
             self._kept.pop()
+        if self._kept and number < self._kept[-1][1] + GRAIN:
+            number = self._kept.pop()[1]
         self._kept.append((now, number))
-        if len(self._kept) > MOST_KEPT:
-            # The later moment with the lower number: what has begun in between grew by no less.
-            older = self._kept[: MOST_KEPT // 2]
-            merged = [(later[0], earlier[1]) for earlier, later in zip(older[::2], older[1::2], strict=True)]
-            self._kept[: MOST_KEPT // 2] = merged
 
     def since(self, moment: float) -> int:
         return self._kept[bisect_left(self._kept, (moment,))][1]

@@ -19,6 +19,8 @@ SUSPECTED = 600.0
 DEAREST = 8
 """Bytes that gRPC keeps at most of one that it has received: of a frame with one byte, which is ten on the wire, it
 keeps 32, and twice that while it makes room for more of them."""
+MOST_AGAIN = 5
+"""Steps in which all went and came again until they are not taken for the reason any more."""
 NEGLIGIBLE = 1 / 8
 """Of the growth. Who cannot have kept more than an equal share of it, among all, loses no connections: were all of
 these the reason, no more than that would remain."""
@@ -100,7 +102,8 @@ class ConnectionsToClose:
 
     def begin(self, kept: Kept, growth: int) -> None:
         """The process is too large, and was not before."""
-        self.all_went = False
+        self._all_went = 0
+        """Times without an interruption."""
         self._fewest = 0
         self._gone: set[str] = set()
         self._went: set[str] = set()
@@ -108,6 +111,11 @@ class ConnectionsToClose:
         self._others = _of_weight(kept, growth)
         """Who has not gone, and what may have been kept of them."""
         self._growth = growth
+
+    def all_went_in_vain(self, came_again: bool) -> bool:
+        """Whether all who can be the reason went, and that did not help, though nobody came again with as much, or who
+        did went again and again."""
+        return self._all_went > (MOST_AGAIN if came_again else 0)
 
     def have_left(self, kept: Kept) -> bool:
         """Whether what may have been kept of others has gone by itself, and may be the reason."""
@@ -143,7 +151,7 @@ class ConnectionsToClose:
         self._went = going.keys() - self._gone
         self._others = {owner: size for owner, size in sizes.items() if owner not in going}
         self._growth = growth
-        self.all_went = not self._others
+        self._all_went = 0 if self._others else self._all_went + 1
         self._fewest = len(going)
         return going
 
