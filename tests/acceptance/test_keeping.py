@@ -39,6 +39,9 @@ FLOODS = {
     "unknown frames": frame(0xFA, bytes(16 << 10)) * 16,
     "headers without end": frame(9, bytes(16 << 10), stream=1) * 16,
 }
+CALLS = 900
+HELD = 100 << 10
+"""Bytes that one of them may take."""
 AT_ONCE = 40
 FLOODED = 1024 * MIB
 """What is being read at once is gRPC's to bound; it is more the more send it."""
@@ -178,3 +181,18 @@ async def test_who_floods_with_what_belongs_to_no_call_loses_connections_and_nob
     assert grown() < FLOODED
     up.refresh()
     assert up.pids["inference"] == pid
+
+
+async def test_headers_that_are_a_byte_each_on_the_wire_hold_little(up: Up) -> None:
+    """They may be sent again by their number in a table; each takes a hundred times as much."""
+    metadata = await user(up, "headers")
+    grown = growth(up.pids["inference"])
+    async with raw_connection(up.endpoints["inference"]) as connection:
+        for _ in range(CALLS):
+            await connection.open(INFER, [*metadata, *[("a", "")] * 1900])
+            await asyncio.sleep(0)
+        stream = await connection.open(STREAM, metadata)
+        await connection.send(stream, ENDLESS[:5])
+        up.refresh()
+    print(f"{grown() / MIB:.0f} MiB more at most")
+    assert grown() < CALLS * HELD
