@@ -154,10 +154,10 @@ async def test_a_message_or_metadata_over_the_limit_is_refused_and_the_server_go
     async with stand(answer) as server:
         assert (await failure(server.call(bytes(2 << 20)))).code() == grpc.StatusCode.RESOURCE_EXHAUSTED
         method: Any = server.channel.unary_unary(WHO)
-        for padding in ([("x-padding", "a" * (9 << 10))], [("x", "")] * 300):
+        for padding in ([("x-padding", "a" * (17 << 10))], [("x", "")] * 600):
             too_much = [("authorization", "Bearer alice"), *padding]
             assert (await failure(method(b"", metadata=too_much))).code() == grpc.StatusCode.RESOURCE_EXHAUSTED
-        await method(b"", metadata=[("authorization", "Bearer alice"), ("x-padding", "a" * (6 << 10))])
+        await method(b"", metadata=[("authorization", "Bearer alice"), ("x-padding", "a" * (12 << 10))])
         await server.call()
 
 

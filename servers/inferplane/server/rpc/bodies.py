@@ -37,7 +37,7 @@ WAITING = 4000
 WAITING_EACH = 1000
 PUBLIC_WAITING = 1000
 PUBLIC_WAITING_EACH = 500
-"""Their headers are all that they hold, up to 40 KiB each."""
+"""Their headers are all that they hold, up to 80 KiB each."""
 
 
 class BodyReader:

@@ -25,7 +25,7 @@ SHARE times as long as a sample takes."""
 SHARE = 50
 MOST_SAMPLES = 64
 """Of one connection; beyond them the older ones become fewer."""
-HEADERS = 16 << 10
+HEADERS = 24 << 10
 """Bytes that count for each call beside what came: its headers may have been sent with an earlier one."""
 
 
