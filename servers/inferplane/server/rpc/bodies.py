@@ -35,9 +35,9 @@ SLOW_AFTER = 0.1
 """Seconds after which a body counts among the slow ones instead."""
 WAITING = 4000
 WAITING_EACH = 1000
-PUBLIC_WAITING = 1000
-PUBLIC_WAITING_EACH = 500
-"""Their headers are all that they hold, up to 80 KiB each."""
+PUBLIC_WAITING = 500
+PUBLIC_WAITING_EACH = 250
+"""Their headers are all that they hold, up to 160 KiB each."""
 
 
 class BodyReader:
