@@ -30,6 +30,7 @@ class Arriving:
         self.started = 0.0
         self.held = 0.0
         self.delivered = 0
+        self.headers = 0
         self.ended = ""
 
     def end(self, error: InferplaneError) -> None:

@@ -2,8 +2,9 @@
 
 import asyncio
 import gzip
+import socket
 import time
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from typing import Any
 
 import grpc
@@ -25,7 +26,7 @@ from inferplane.server.rpc.running import RunningCalls
 from tests.support.http2 import RawConnection, raw_connection
 from tests.support.mesh import error_info, failure, until
 from tests.support.paths import HEALTH, REFLECTION, STREAM, WHO
-from tests.support.stand import EMPTY_BODY, Waiting, as_user, data_plane, infer_request, running, who_am_i
+from tests.support.stand import EMPTY_BODY, Stand, Waiting, as_user, data_plane, infer_request, running, who_am_i
 
 MIB = 1 << 20
 
@@ -80,6 +81,27 @@ async def test_a_stranger_whose_messages_do_not_end_loses_the_connection(monkeyp
         assert waiting not in other.ended or other.trailers[waiting]["grpc-status"] == "8"
         await server.call()
         pouring.cancel()
+
+
+async def test_strangers_who_wait_in_great_numbers_give_way_to_an_address_that_comes_later() -> None:
+    async with running(who_am_i(answer)) as server, AsyncExitStack() as stack:
+        for address in ("127.0.0.2", "127.0.0.3"):
+            connection = await stack.enter_async_context(raw_connection(server.address, connected(server, address)))
+            for _ in range(300):
+                await connection.open(HEALTH)
+        await until(lambda: len(server.server.calls.open) >= 500)
+        other = await stack.enter_async_context(raw_connection(server.address, connected(server, "127.0.0.4")))
+        streams = [await other.open(HEALTH) for _ in range(20)]
+        for stream in streams:
+            await other.send(stream, EMPTY_BODY, last=True)
+        await until(lambda: other.ended >= set(streams))
+        assert {other.trailers[stream]["grpc-status"] for stream in streams} == {"0"}
+
+
+def connected(server: Stand, address: str) -> socket.socket:
+    """From one of this machine's own addresses."""
+    host, _, port = server.address.rpartition(":")
+    return socket.create_connection((host, int(port)), source_address=(address, 0))
 
 
 async def test_where_a_known_caller_has_calls_too_the_streams_end_and_the_connection_stays(

@@ -15,6 +15,7 @@ class OpenCall(NamedTuple):
     connection: str
     started: float
     delivered: int
+    headers: int = 0
 
 
 class Kernel:
@@ -136,19 +137,19 @@ def test_all_that_came_since_the_oldest_open_call_began_may_be_kept() -> None:
     kernel.samples(100)
     moment = kernel.now
     kernel.received(35 * MIB)
-    assert kernel.connections.look(EVER).kept == {NAME: 25 * MIB + 2 * HEADERS}
+    assert kernel.connections.look(EVER).kept == {NAME: 25 * MIB}
     assert kernel.connections.look(moment).kept == {NAME: 5 * MIB}
     kernel.open = [OpenCall(NAME, kernel.now, 0)]
-    assert kernel.connections.look(EVER).kept == {NAME: 5 * MIB + HEADERS}
+    assert kernel.connections.look(EVER).kept == {NAME: 5 * MIB}
 
 
 def test_headers_of_calls_may_be_kept_however_few_of_their_bytes_came() -> None:
     kernel = Kernel()
     kernel.received(0)
     kernel.samples(1)
-    kernel.open = [OpenCall(NAME, kernel.now, 0)] * 100
+    kernel.open = [OpenCall(NAME, kernel.now, 0, 1000)] * 100
     moment = kernel.now + 1
-    assert kernel.connections.look(EVER).kept == {NAME: 100 * HEADERS}
+    assert kernel.connections.look(EVER).kept == {NAME: 100_000 * HEADERS}
     assert kernel.connections.look(moment).kept == {NAME: 0}
 
 
@@ -159,7 +160,7 @@ def test_what_came_with_the_call_between_two_samples_may_be_kept() -> None:
     kernel.open = [OpenCall(NAME, kernel.now + INTERVAL / 2, 0)]
     kernel.received(30 * MIB)
     kernel.samples(100)
-    assert kernel.connections.look(EVER).kept == {NAME: 20 * MIB + HEADERS}
+    assert kernel.connections.look(EVER).kept == {NAME: 20 * MIB}
 
 
 def test_of_a_connection_without_calls_what_belongs_to_none_may_be_kept() -> None:

@@ -37,7 +37,7 @@ WAITING = 4000
 WAITING_EACH = 1000
 PUBLIC_WAITING = 500
 PUBLIC_WAITING_EACH = 250
-"""Their headers are all that they hold, up to 160 KiB each."""
+"""Each holds its headers, up to 160 KiB, and at most 64 KiB of its body."""
 
 
 class BodyReader:
@@ -51,6 +51,7 @@ class BodyReader:
             each=PUBLIC_QUICK_EACH,
             waiting=PUBLIC_WAITING,
             waiting_each=PUBLIC_WAITING_EACH,
+            displace=True,
         )
         self._quick: dict[Call, float] = {}
         self._arrivals = arrivals

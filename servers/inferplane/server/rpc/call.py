@@ -76,6 +76,11 @@ class Call:
         return self._connection
 
     @property
+    def headers(self) -> int:
+        """Bytes of its metadata as gRPC counts them, with 32 for each entry."""
+        return sum(len(key) + len(value) + 32 for key, value in self.context.invocation_metadata() or ())
+
+    @property
     def peer(self) -> str:
         """Who sends it, as far as the address tells."""
         return address_of(self.connection)

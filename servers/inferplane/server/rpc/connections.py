@@ -25,8 +25,8 @@ SHARE times as long as a sample takes."""
 SHARE = 50
 MOST_SAMPLES = 64
 """Of one connection; beyond them the older ones become fewer."""
-HEADERS = 24 << 10
-"""Bytes that count for each call beside what came: its headers may have been sent with an earlier one."""
+HEADERS = 2
+"""How often a call's headers count beside what came: they may have been sent with an earlier one."""
 
 
 class OpenCall(Protocol):
@@ -43,6 +43,10 @@ class OpenCall(Protocol):
     @property
     def delivered(self) -> int:
         """Bytes of its messages so far."""
+
+    @property
+    def headers(self) -> int:
+        """Bytes, with 32 for each."""
 
 
 class _Sample(NamedTuple):
@@ -123,14 +127,17 @@ class Connections:
     def look(self, since: float) -> Look:
         """How things stand now, not counting what came before `since`."""
         oldest = self._oldest()
-        begun = Counter(call.connection for call in self._open_calls() if call.started >= since)
+        headers: Counter[str] = Counter()
+        for call in self._open_calls():
+            if call.started >= since:
+                headers[call.connection] += call.headers
         look = Look({}, {})
         for connection, sample in self._present(0.0).items():
             before = self._before(connection, since)
             look.undelivered[connection] = max(0, sample.undelivered - before.undelivered)
             if connection in oldest:
                 before = self._before(connection, max(since, oldest[connection]))
-                look.kept[connection] = sample.received - before.received + begun[connection] * HEADERS
+                look.kept[connection] = sample.received - before.received + headers[connection] * HEADERS
             else:
                 before = self._before(connection, max(since, self._known[connection].called_at))
                 look.kept[connection] = max(0, sample.undelivered - before.undelivered)
