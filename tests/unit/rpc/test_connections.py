@@ -37,7 +37,9 @@ class Kernel:
 
     @property
     def brought(self) -> int:
-        return self.connections.look(EVER).undelivered[NAME]
+        brought = self.connections.undelivered()
+        assert brought == self.connections.look(EVER).undelivered
+        return brought[NAME]
 
 
 def test_what_was_delivered_is_not_brought() -> None:

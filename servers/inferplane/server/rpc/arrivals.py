@@ -137,7 +137,7 @@ class Arrivals:
         known = {call.connection for call in self._open_calls() if call.principal is not ANONYMOUS}
         return {
             connection: size
-            for connection, size in self.connections.look(float("-inf")).undelivered.items()
+            for connection, size in self.connections.undelivered().items()
             if size > most * PART and connection in connections and connection not in known
         }
 
@@ -171,12 +171,13 @@ class Arrivals:
     def _step(self, now: float, growth: int, *, is_certain: bool) -> None:
         """End calls, or close connections where these have not brought what the process has grown by, or all went in
         vain; where the connections are not the reason either, it has grown by itself."""
-        brought = self._share(self.connections.look(self._small_at).undelivered, growth)
+        look = self.connections.look(self._small_at)
+        brought = self._share(look.undelivered, growth)
         explained = sum(brought.values()) >= growth * TELLING and not self._to_end.were_in_vain(now)
         if explained and (calls := self._to_end.next(brought, self._streams, now)):
             self._end(calls)
             return
-        kept = self._kept()
+        kept = self._by_owner(look.kept)
         came_again = sum(self.connections.look(self._closed_at).kept.values()) >= growth * TELLING
         if self._to_close.have_left(kept) and not self._is_checked:
             # They may be the reason, and what they had not be given back.
@@ -210,8 +211,10 @@ class Arrivals:
         }
 
     def _kept(self) -> Kept:
+        return self._by_owner(self.connections.look(self._small_at).kept)
+
+    def _by_owner(self, kept: Mapping[str, int]) -> Kept:
         """What may be kept, by the owners of the connections."""
-        kept = self.connections.look(self._small_at).kept
         grouped: defaultdict[str, dict[str, int]] = defaultdict(dict)
         for connection, owner in self._owners(kept).items():
             grouped[owner][connection] = kept[connection]

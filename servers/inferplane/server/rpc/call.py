@@ -32,8 +32,8 @@ class Call:
     """
 
     __slots__ = (
-        "_afterwards", "_connection", "_opening", "checks", "code", "context", "delivered", "ending", "farewell",
-        "method", "principal", "reason", "request_id", "standing", "started", "task",
+        "_afterwards", "_connection", "_headers", "_opening", "checks", "code", "context", "delivered", "ending",
+        "farewell", "method", "principal", "reason", "request_id", "standing", "started", "task",
     )  # fmt: skip
 
     def __init__(self, method: Method, context: Context) -> None:
@@ -52,6 +52,7 @@ class Call:
         """Bytes of its messages so far."""
         self.farewell: asyncio.Future[None] | None = None
         self._connection = ""
+        self._headers: int | None = None
         self._opening: asyncio.Future[None] | None = None
         self._afterwards: Sequence[Callable[[], None]] = ()
 
@@ -78,7 +79,10 @@ class Call:
     @property
     def headers(self) -> int:
         """Bytes of its metadata as gRPC counts them, with 32 for each entry."""
-        return sum(len(key) + len(value) + 32 for key, value in self.context.invocation_metadata() or ())
+        if self._headers is None:
+            metadata = self.context.invocation_metadata() or ()
+            self._headers = sum(len(key) + len(value) + 32 for key, value in metadata)
+        return self._headers
 
     @property
     def peer(self) -> str:

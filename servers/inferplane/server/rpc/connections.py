@@ -124,6 +124,13 @@ class Connections:
         pause = SHARE * (time.perf_counter() - began)
         self._next, self._soonest = now + max(INTERVAL, pause), now + pause
 
+    def undelivered(self) -> dict[str, int]:
+        """What `look` says of all that came, at less cost."""
+        return {
+            connection: max(0, sample.undelivered - self._known[connection].samples[0].undelivered)
+            for connection, sample in self._present(0.0).items()
+        }
+
     def look(self, since: float) -> Look:
         """How things stand now, not counting what came before `since`."""
         oldest = self._oldest()
