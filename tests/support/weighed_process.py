@@ -52,7 +52,7 @@ class Process:
         self.kept: defaultdict[str, float] = defaultdict(float)
         self._kernel_tells = kernel_tells
         self._overhead = overhead
-        self.own = BASE
+        self.own: float = BASE
         self.calls: list[Arriving] = []
         self.unread_calls: list[Arriving] = []
         """Nothing is read of them, though they go on."""

@@ -212,3 +212,18 @@ def test_bytes_that_belong_to_no_call_count_with_their_connection() -> None:
         process.look()
         assert process.own < BASE + 2 * BUDGET
     assert not some_call.ended
+
+
+@pytest.mark.parametrize(("size", "closes"), [(600, False), (16 << 10, True)], ids=["usual", "full"])
+def test_who_has_calls_open_is_the_reason_only_where_their_headers_can_be(size: int, closes: bool) -> None:
+    process = Process()
+    process.looks(2)
+    for look in range(40):
+        made = calls(5, f"user{look % 10}", streams=True)
+        for call in made:
+            call.headers = size
+        process.begin(*made)
+        process.own += 0.5
+        process.look()
+    process.looks(20)
+    assert bool(process.closed) is closes

@@ -1,8 +1,11 @@
 """What connections have brought that was not delivered, by what the kernel and the calls say."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from inferplane.common.v1.access_pb2 import AccessRule
+from inferplane.server.rpc.call import Call
 from inferplane.server.rpc.connections import HEADERS, INTERVAL, MOST_SAMPLES, Connections
+from inferplane.server.rpc.methods import Method
 from inferplane.server.rpc.sockets import Socket
 
 MIB = 1 << 20
@@ -219,3 +222,33 @@ def test_a_connection_that_comes_while_all_are_looked_at_is_seen_the_next_time()
     for _ in range(5):
         look = kernel.connections.look(EVER)
         assert look.kept.keys() == look.undelivered.keys()
+
+
+class Asked(OpenCall):
+    """Its headers are not to be counted."""
+
+    @property
+    def headers(self) -> int:
+        raise AssertionError
+
+
+def test_what_is_undelivered_is_told_without_the_headers_of_calls() -> None:
+    """There may be thousands of these, each with hundreds."""
+    kernel = Kernel()
+    kernel.open = [Asked(NAME, kernel.now, 0)]
+    kernel.received(MIB)
+    assert kernel.connections.undelivered() == {NAME: MIB}
+
+
+async def test_the_headers_of_a_call_are_counted_once() -> None:
+    asked: list[int] = []
+
+    class Context:
+        def invocation_metadata(self) -> tuple[tuple[str, bytes], ...]:
+            asked.append(1)
+            return (("a", b""), ("key", b"value"))
+
+    some_context: Any = Context()
+    call = Call(Method("/s/m", "s", "m", AccessRule(authenticated=True), streams=False), some_context)
+    assert [call.headers, call.headers] == [73, 73]
+    assert len(asked) == 1
