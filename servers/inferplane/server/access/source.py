@@ -68,8 +68,8 @@ class PolicySource:
         self._role = role
         self._watchers: list[Callable[[bool], None]] = []
         self._available = False
-        self._first = asyncio.Event()
         self._confirmed_at = NEVER
+        self._confirmed = asyncio.Event()
         self._wake = asyncio.Event()
         self._subscribers: list[tuple[Part, Callable[[], None]]] = []
         self.snapshot: PolicySnapshot = EMPTY
@@ -87,7 +87,16 @@ class PolicySource:
     async def first_snapshot(self, timeout: float = 15.0) -> None:
         """Wait, in seconds, for the first snapshot; TimeoutError if the database does not answer."""
         async with asyncio.timeout(timeout):
-            await self._first.wait()
+            await self._confirmation_after(NEVER)
+
+    async def catch_up(self, timeout: float = CHECK_INTERVAL) -> None:
+        """Wait until the snapshot has all that is in the tables now, for up to `timeout` seconds: longer where the
+        database is away, and callers shall not wait for that."""
+        asked_at = time.monotonic()
+        self._wake.set()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await self._confirmation_after(asked_at)
 
     def on_refresh(self, part: Part, callback: Callable[[], None]) -> None:
         """Call `callback` whenever a snapshot has `part` anew."""
@@ -139,7 +148,12 @@ class PolicySource:
                 if part in moved:
                     callback()
         self._confirmed_at = asked_at
-        self._first.set()
+        self._confirmed.set()
+        self._confirmed = asyncio.Event()
+
+    async def _confirmation_after(self, moment: float) -> None:
+        while self._confirmed_at <= moment:
+            await self._confirmed.wait()
 
     async def _revisions(self, connection: asyncpg.Connection) -> Mapping[Part, int]:
         rows = await connection.fetch("SELECT part, revision FROM policy.revision WHERE part = ANY($1)", self._parts)

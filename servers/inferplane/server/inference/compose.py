@@ -59,7 +59,9 @@ async def compose(core: Core) -> None:
         add_typed, InferenceService(forward, unread), (TRITON,), checks={"Predict": check_typed_size}
     )
     add_deployments = deployment_service_pb2_grpc.add_DeploymentServiceServicer_to_server
-    deployments = DeploymentService(Deployments(), source, core.mutations, core.database, core.pages, core.admission)
+    deployments = DeploymentService(
+        Deployments(), source, core.mutations, core.database, core.pages, core.admission, core.policy
+    )
     core.server.add_service(add_deployments, deployments, (DATABASE,))
 
 

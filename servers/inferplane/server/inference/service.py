@@ -1,6 +1,7 @@
 """Inference's RPCs: from message to domain call to message."""
 
 import asyncio
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -14,12 +15,14 @@ from inferplane.inference.v1 import (
 from inferplane.inference.v1 import deployment_service_pb2 as deployment_pb
 from inferplane.inference.v1 import inference_service_pb2 as inference_pb
 from inferplane.server.access.admission import Admission
+from inferplane.server.access.snapshot import Route
+from inferplane.server.access.source import PolicySource
 from inferplane.server.errors import InferplaneError
 from inferplane.server.inference.convert import deployment_message, infer_request, predict_response
 from inferplane.server.inference.dataplane.answer import Answer
 from inferplane.server.inference.dataplane.forwarder import Forwarder
 from inferplane.server.inference.dataplane.unread import UnreadAnswers
-from inferplane.server.inference.deployments import Deployments, VersionInfo
+from inferplane.server.inference.deployments import Deployment, Deployments, VersionInfo
 from inferplane.server.inference.inputs import NamedDeployment, NewDeployment, PredictInput, replacement
 from inferplane.server.inference.model_source import ModelSource
 from inferplane.server.inference.repository import DeploymentReader, DeploymentRepository
@@ -59,7 +62,10 @@ class InferenceService(inference_service_pb2_grpc.InferenceServiceServicer):
 
 
 class DeploymentService(deployment_service_pb2_grpc.DeploymentServiceServicer):
-    """What is served."""
+    """What is served.
+
+    What it tells holds for the next prediction by the same connection: this process then routes by no older tables.
+    """
 
     def __init__(
         self,
@@ -69,6 +75,7 @@ class DeploymentService(deployment_service_pb2_grpc.DeploymentServiceServicer):
         database: Database,
         pages: PageTokens,
         admission: Admission,
+        policy: PolicySource,
     ) -> None:
         self._deployments = deployments
         self._source = source
@@ -76,6 +83,7 @@ class DeploymentService(deployment_service_pb2_grpc.DeploymentServiceServicer):
         self._database = database
         self._pages = pages
         self._admission = admission
+        self._policy = policy
 
     async def CreateDeployment(
         self, request: deployment_pb.CreateDeploymentRequest, context: Any
@@ -88,7 +96,9 @@ class DeploymentService(deployment_service_pb2_grpc.DeploymentServiceServicer):
             return deployment_message(await self._deployments.create(store, new.deployment_id, version, caller))
 
         resolve = partial(self._source.version, request.model_version, caller)
-        return await self._mutations.run_prepared(request, deployment_pb2.Deployment, resolve, create)
+        created = await self._mutations.run_prepared(request, deployment_pb2.Deployment, resolve, create)
+        await self._policy.catch_up()
+        return created
 
     async def UpdateDeployment(
         self, request: deployment_pb.UpdateDeploymentRequest, context: Any
@@ -99,7 +109,9 @@ class DeploymentService(deployment_service_pb2_grpc.DeploymentServiceServicer):
             return deployment_message(await self._deployments.replace(DeploymentRepository(unit), name, version))
 
         resolve = partial(self._source.version, model_version, current_call().principal.subject)
-        return await self._mutations.run_prepared(request, deployment_pb2.Deployment, resolve, replace)
+        replaced = await self._mutations.run_prepared(request, deployment_pb2.Deployment, resolve, replace)
+        await self._policy.catch_up()
+        return replaced
 
     async def GetDeployment(
         self, request: deployment_pb.GetDeploymentRequest, context: Any
@@ -109,6 +121,7 @@ class DeploymentService(deployment_service_pb2_grpc.DeploymentServiceServicer):
             deployment = await DeploymentReader(connection).get(name)
         if deployment is None:
             raise InferplaneError(ErrorReason.ERROR_REASON_DEPLOYMENT_NOT_FOUND, deployment=name)
+        await self._route_as_told([deployment])
         return deployment_message(deployment)
 
     async def ListDeployments(
@@ -121,6 +134,7 @@ class DeploymentService(deployment_service_pb2_grpc.DeploymentServiceServicer):
             deployments, after = await DeploymentReader(connection).visible(
                 page, lambda name: self._admission.allows(principal, Permission.PERMISSION_DEPLOYMENTS_READ, name)
             )
+        await self._route_as_told(deployments)
         # Off the loop: a page of large signatures takes a while.
         messages = await asyncio.to_thread(lambda: [deployment_message(deployment) for deployment in deployments])
         return deployment_pb.ListDeploymentsResponse(
@@ -136,4 +150,19 @@ class DeploymentService(deployment_service_pb2_grpc.DeploymentServiceServicer):
             await self._deployments.delete(DeploymentRepository(unit), name)
             return deployment_pb.DeleteDeploymentResponse()
 
-        return await self._mutations.run(request, deployment_pb.DeleteDeploymentResponse, delete)
+        deleted = await self._mutations.run(request, deployment_pb.DeleteDeploymentResponse, delete)
+        await self._policy.catch_up()
+        return deleted
+
+    async def _route_as_told(self, deployments: Iterable[Deployment]) -> None:
+        routes = self._policy.snapshot.routes
+        if not all(_agree(deployment, routes.get(deployment.name)) for deployment in deployments):
+            await self._policy.catch_up()
+
+
+def _agree(deployment: Deployment, route: Route | None) -> bool:
+    if route is None:
+        return False
+    version, target = deployment.version, route.target
+    told = (version.model, version.version, version.digest, deployment.state == "READY")
+    return told == (target.model, target.version, target.digest, route.ready)
