@@ -239,7 +239,7 @@ class Arrivals:
             "connections_closed",
             callers=sorted(set(owners.values()))[:MOST_NAMED],
             connections=self._hang_up(connections),
-            received_bytes=sum(connections.values()),
+            kept_bytes=sum(connections.values()),
             process_bytes=self._growth.weight.resident,
         )
         self._giving_back.ask(self._looked + FREE_AFTER)

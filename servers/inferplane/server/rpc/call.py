@@ -20,6 +20,7 @@ from inferplane.server.storage.database import works_for
 __all__ = ["Call", "Context", "current_call"]
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+Metadata: TypeAlias = Sequence[tuple[str, str | bytes]]
 _current: ContextVar["Call"] = ContextVar("inferplane_call")
 
 
@@ -32,8 +33,8 @@ class Call:
     """
 
     __slots__ = (
-        "_afterwards", "_connection", "_headers", "_opening", "checks", "code", "context", "delivered", "ending",
-        "farewell", "method", "principal", "reason", "request_id", "standing", "started", "task",
+        "_afterwards", "_connection", "_opening", "checks", "code", "context", "delivered", "ending", "farewell",
+        "headers", "method", "principal", "reason", "request_id", "standing", "started", "task",
     )  # fmt: skip
 
     def __init__(self, method: Method, context: Context) -> None:
@@ -50,9 +51,10 @@ class Call:
         self.standing: Sequence[Callable[[], None]] = ()
         self.delivered = 0
         """Bytes of its messages so far."""
+        self.headers = 0
+        """Bytes of its metadata as gRPC counts them, with 32 for each entry, once it was read."""
         self.farewell: asyncio.Future[None] | None = None
         self._connection = ""
-        self._headers: int | None = None
         self._opening: asyncio.Future[None] | None = None
         self._afterwards: Sequence[Callable[[], None]] = ()
 
@@ -76,13 +78,11 @@ class Call:
             self._connection = str(self.context.peer())
         return self._connection
 
-    @property
-    def headers(self) -> int:
-        """Bytes of its metadata as gRPC counts them, with 32 for each entry."""
-        if self._headers is None:
-            metadata = self.context.invocation_metadata() or ()
-            self._headers = sum(len(key) + len(value) + 32 for key, value in metadata)
-        return self._headers
+    def metadata(self) -> Metadata:
+        """What came with it, made anew: of hundreds of entries that takes as many microseconds."""
+        metadata = tuple(self.context.invocation_metadata() or ())
+        self.headers = sum(len(key) + len(value) + 32 for key, value in metadata)
+        return metadata
 
     @property
     def peer(self) -> str:

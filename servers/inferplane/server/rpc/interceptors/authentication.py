@@ -17,7 +17,7 @@ def authentication(admission: Admission) -> Interceptor:
     @asynccontextmanager
     async def authenticate(call: Call) -> AsyncIterator[None]:
         if not call.method.access.public:
-            call.principal = await admission.authenticate(call.context.invocation_metadata() or (), lambda: call.peer)
+            call.principal = await admission.authenticate(call.metadata(), lambda: call.peer)
             # Not its expiry: an upload may take longer than a token lives.
             call.rests_on(partial(admission.confirm_session, call.principal))
         yield
