@@ -11,7 +11,7 @@ import psutil
 import pytest
 from tritonclient.grpc import service_pb2
 
-from inferplane.server.rpc import arrivals
+from inferplane.server.rpc.intake import arrivals
 from inferplane.server.settings import Settings
 from tests.support.http2 import RawConnection, raw_connection
 from tests.support.memory import growth

@@ -7,9 +7,9 @@ from typing import Any
 from inferplane.common.v1.access_pb2 import AccessRule
 from inferplane.server.errors import InferplaneError
 from inferplane.server.identity.principal import ANONYMOUS, Principal
-from inferplane.server.rpc.arrivals import LOOK_INTERVAL, Arrivals
+from inferplane.server.rpc.intake.arrivals import LOOK_INTERVAL, Arrivals
+from inferplane.server.rpc.intake.sockets import Socket
 from inferplane.server.rpc.methods import Method
-from inferplane.server.rpc.sockets import Socket
 
 __all__ = ["BASE", "BUDGET", "MIB", "Arriving", "Process", "calls", "pour"]
 

@@ -11,10 +11,10 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from inferplane.auth.v1 import auth_service_pb2 as pb
-from inferplane.server.rpc import bodies
-from inferplane.server.rpc.arrivals import Arrivals
-from inferplane.server.rpc.process_memory import give_back_free_memory
-from inferplane.server.rpc.sockets import Sockets
+from inferplane.server.rpc.intake import bodies
+from inferplane.server.rpc.intake.arrivals import Arrivals
+from inferplane.server.rpc.intake.process_memory import give_back_free_memory
+from inferplane.server.rpc.intake.sockets import Sockets
 from tests.support.http2 import RawConnection, raw_connection
 from tests.support.mesh import error_info, failure, reason, until
 from tests.support.paths import HEALTH, WHO

@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from inferplane.server.rpc.connections import Connections
+from inferplane.server.rpc.intake.connections import Connections
 from tests.support.http2 import RawConnection, raw_connection
 from tests.support.mesh import until
 from tests.support.paths import STREAM, WHO

@@ -5,7 +5,7 @@ import socket
 
 import pytest
 
-from inferplane.server.rpc.sockets import Sockets
+from inferplane.server.rpc.intake.sockets import Sockets
 from tests.support.http2 import raw_connection
 from tests.support.mesh import until
 from tests.support.paths import STREAM

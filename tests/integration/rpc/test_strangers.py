@@ -17,9 +17,9 @@ from tritonclient.grpc import service_pb2
 from inferplane.auth.v1 import auth_service_pb2 as pb
 from inferplane.common.v1.access_pb2 import AccessRule
 from inferplane.server.errors import InferplaneError
-from inferplane.server.rpc import arrivals, bodies
 from inferplane.server.rpc import running as running_calls
 from inferplane.server.rpc.call import Call
+from inferplane.server.rpc.intake import arrivals, bodies
 from inferplane.server.rpc.interceptors import observation
 from inferplane.server.rpc.methods import Method
 from inferplane.server.rpc.running import RunningCalls

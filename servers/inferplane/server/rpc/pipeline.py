@@ -15,8 +15,8 @@ from google.protobuf.message import DecodeError, Message
 from inferplane.common.v1.access_pb2 import AccessRule
 from inferplane.common.v1.errors_pb2 import ErrorReason
 from inferplane.server.errors import InferplaneError
-from inferplane.server.rpc.bodies import BodyReader
 from inferplane.server.rpc.call import Call, Context
+from inferplane.server.rpc.intake.bodies import BodyReader
 from inferplane.server.rpc.methods import Method, method_of
 from inferplane.server.rpc.running import RunningCalls
 

@@ -8,12 +8,12 @@ import grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from inferplane.server.rpc import health
-from inferplane.server.rpc.arrivals import Arrivals
-from inferplane.server.rpc.bodies import BodyReader
+from inferplane.server.rpc.intake.arrivals import Arrivals
+from inferplane.server.rpc.intake.bodies import BodyReader
+from inferplane.server.rpc.intake.sockets import Sockets
 from inferplane.server.rpc.interceptors import Guards, interceptors
 from inferplane.server.rpc.pipeline import BodyCheck, Handler, Pipeline, at_most
 from inferplane.server.rpc.running import RunningCalls
-from inferplane.server.rpc.sockets import Sockets
 from inferplane.server.rpc.standard_protos import LayeredPool
 from inferplane.server.settings import Settings
 

@@ -15,8 +15,8 @@ from inferplane.server.inference.dataplane.outcome import Outcomes
 from inferplane.server.inference.dataplane.streams import PredictionStream
 from inferplane.server.inference.dataplane.unread import UnreadAnswers
 from inferplane.server.inference.triton_link import SERVICE
-from inferplane.server.rpc.bodies import BodyReader
 from inferplane.server.rpc.call import Call, Context
+from inferplane.server.rpc.intake.bodies import BodyReader
 from inferplane.server.rpc.interceptors.error_translation import error_translation
 from inferplane.server.rpc.interceptors.request_identity import REQUEST_ID_KEY
 from inferplane.server.rpc.methods import method_of

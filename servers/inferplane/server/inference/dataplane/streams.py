@@ -19,9 +19,9 @@ from inferplane.server.ids import uuid7_text
 from inferplane.server.inference.dataplane.forwarder import Forwarder
 from inferplane.server.inference.dataplane.unread import UnreadAnswers
 from inferplane.server.inference.wire import length_prefixed
-from inferplane.server.rpc.bodies import BodyReader
 from inferplane.server.rpc.call import Call
 from inferplane.server.rpc.errors import public_message
+from inferplane.server.rpc.intake.bodies import BodyReader
 from inferplane.server.tasks import start_task
 
 __all__ = ["IN_FLIGHT", "PredictionStream"]

@@ -4,9 +4,9 @@ from typing import Any, NamedTuple
 
 from inferplane.common.v1.access_pb2 import AccessRule
 from inferplane.server.rpc.call import Call
-from inferplane.server.rpc.connections import HEADERS, INTERVAL, MOST_SAMPLES, Connections
+from inferplane.server.rpc.intake.connections import HEADERS, INTERVAL, MOST_SAMPLES, Connections
+from inferplane.server.rpc.intake.sockets import Socket
 from inferplane.server.rpc.methods import Method
-from inferplane.server.rpc.sockets import Socket
 
 MIB = 1 << 20
 WINDOW = 10.0

@@ -2,7 +2,7 @@
 
 import pytest
 
-from inferplane.server.rpc import arrivals as module
+from inferplane.server.rpc.intake import arrivals as module
 from tests.support.weighed_process import BUDGET, MIB, Process, calls
 
 

@@ -16,12 +16,12 @@ from inferplane.common.v1.errors_pb2 import ErrorReason
 from inferplane.server.errors import InferplaneError
 from inferplane.server.identity.principal import ANONYMOUS
 from inferplane.server.rpc.call import Call
-from inferplane.server.rpc.connections import Connections
-from inferplane.server.rpc.growth import LOWEST_OF, Growth, Weight
+from inferplane.server.rpc.intake.connections import Connections
+from inferplane.server.rpc.intake.growth import LOWEST_OF, Growth, Weight
+from inferplane.server.rpc.intake.process_memory import GivingBack
+from inferplane.server.rpc.intake.shedding import DEAREST, CallsToEnd, ConnectionsToClose, Kept, total
+from inferplane.server.rpc.intake.sockets import Socket
 from inferplane.server.rpc.peers import address_of
-from inferplane.server.rpc.process_memory import GivingBack
-from inferplane.server.rpc.shedding import DEAREST, CallsToEnd, ConnectionsToClose, Kept, total
-from inferplane.server.rpc.sockets import Socket
 
 __all__ = ["LOOK_INTERVAL", "Arrivals"]
 

@@ -1,6 +1,6 @@
 """Whose connections go, step by step."""
 
-from inferplane.server.rpc.shedding import DEAREST, MOST_AGAIN, NEGLIGIBLE, SUSPECTED, ConnectionsToClose
+from inferplane.server.rpc.intake.shedding import DEAREST, MOST_AGAIN, NEGLIGIBLE, SUSPECTED, ConnectionsToClose
 
 GROWTH = 3200
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from inferplane.server.rpc.arrivals import LOOK_INTERVAL
+from inferplane.server.rpc.intake.arrivals import LOOK_INTERVAL
 from tests.support.weighed_process import BASE, BUDGET, Arriving, Process, calls
 
 FIVE_MINUTES = round(300 / LOOK_INTERVAL)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from inferplane.server.rpc.sockets import Socket
+from inferplane.server.rpc.intake.sockets import Socket
 
 __all__ = ["Connections", "Look", "OpenCall"]
 

@@ -18,9 +18,9 @@ import grpc
 from inferplane.common.v1.errors_pb2 import ErrorReason
 from inferplane.server.errors import InferplaneError
 from inferplane.server.fairness import FairGate
-from inferplane.server.rpc.arrivals import LOOK_INTERVAL, Arrivals
 from inferplane.server.rpc.call import Call
-from inferplane.server.rpc.process_memory import give_back_free_memory, resident_memory
+from inferplane.server.rpc.intake.arrivals import LOOK_INTERVAL, Arrivals
+from inferplane.server.rpc.intake.process_memory import give_back_free_memory, resident_memory
 
 __all__ = ["BodyReader"]
 

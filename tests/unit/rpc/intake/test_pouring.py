@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from inferplane.server.rpc import arrivals as module
+from inferplane.server.rpc.intake import arrivals as module
 from tests.support.weighed_process import BUDGET, MIB, Arriving, Process, calls, pour
 
 

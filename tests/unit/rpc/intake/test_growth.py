@@ -2,7 +2,7 @@
 
 import random
 
-from inferplane.server.rpc.growth import GRAIN, LOWEST_OF, Growth, Weight
+from inferplane.server.rpc.intake.growth import GRAIN, LOWEST_OF, Growth, Weight
 
 
 def test_it_has_grown_by_what_it_weighs_more_than_at_the_least_since_then() -> None:
