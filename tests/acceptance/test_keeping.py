@@ -183,13 +183,14 @@ async def test_who_floods_with_what_belongs_to_no_call_loses_connections_and_nob
     assert up.pids["inference"] == pid
 
 
-async def test_headers_that_are_a_byte_each_on_the_wire_hold_little(up: Up) -> None:
+@pytest.mark.parametrize("entries", [440, 1900], ids=["as many as are allowed", "more than are allowed"])
+async def test_headers_that_are_a_byte_each_on_the_wire_hold_little(up: Up, entries: int) -> None:
     """They may be sent again by their number in a table; each takes a hundred times as much."""
-    metadata = await user(up, "headers")
+    metadata = await user(up, f"headers{entries}")
     grown = growth(up.pids["inference"])
     async with raw_connection(up.endpoints["inference"]) as connection:
         for _ in range(CALLS):
-            await connection.open(INFER, [*metadata, *[("a", "")] * 1900])
+            await connection.open(INFER, [*metadata, *[("a", "")] * entries])
             await asyncio.sleep(0)
         stream = await connection.open(STREAM, metadata)
         await connection.send(stream, ENDLESS[:5])

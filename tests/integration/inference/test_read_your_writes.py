@@ -1,4 +1,4 @@
-"""What one call is told of a deployment holds for the next, however long the routes take to be read again."""
+"""What one call is told of a deployment holds for the next, though the routes take a while to be read again."""
 
 import asyncio
 import struct
@@ -8,18 +8,20 @@ from typing import Any
 
 import grpc
 import pytest
+from sqlalchemy import URL
 from tritonclient.grpc import service_pb2
 
 from inferplane.inference.v1 import deployment_service_pb2 as pb
 from inferplane.inference.v1.deployment_pb2 import Deployment
 from inferplane.server.access.routes import read_routes
 from inferplane.server.settings import ServiceName, Settings
+from tests.conftest import execute
 from tests.support.mesh import reason
 from tests.support.paths import INFER
 from tests.support.serving import Serving, constant, serving, until_async
 
 SLOW = 0.3
-"""Seconds that the routes take, and far longer than any call here."""
+"""Seconds that the routes take: long enough for many calls, and less than they are waited for."""
 
 
 @pytest.fixture
@@ -37,8 +39,11 @@ async def slow(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         yield running
 
 
-async def infer(served: Serving) -> Any:
-    request = service_pb2.ModelInferRequest(model_name="m", raw_input_contents=[struct.pack("<f", 1)])
+async def infer(served: Serving, version: str = "") -> Any:
+    """The answer; an error where `m` is not of that version, by the route."""
+    request = service_pb2.ModelInferRequest(
+        model_name="m", model_version=version, raw_input_contents=[struct.pack("<f", 1)]
+    )
     request.inputs.add(name="x", datatype="FP32", shape=[1])
     call: Any = served.mesh.channels[ServiceName.INFERENCE].unary_unary(
         INFER, service_pb2.ModelInferRequest.SerializeToString, service_pb2.ModelInferResponse.FromString
@@ -69,9 +74,7 @@ async def test_what_was_replaced_answers_as_the_one_that_it_is_told_to_be(slow: 
     await slow.until_serves("m", "models/m/versions/1")
     await slow.replace("m", "models/m/versions/2")
     await slow.until_serves("m", "models/m/versions/2")
-    routes = slow.mesh.services[ServiceName.INFERENCE].policy.snapshot.routes
-    assert (await infer(slow)).model_version == "2"
-    assert routes["m"].target.version == 2
+    assert (await infer(slow, version="2")).model_version == "2"
 
 
 async def test_what_was_created_is_not_ready_but_known(slow: Serving) -> None:
@@ -84,3 +87,12 @@ async def test_what_was_deleted_is_not_found(slow: Serving) -> None:
     await slow.until_serves("m", "models/m/versions/1")
     await slow.deployments.DeleteDeployment(pb.DeleteDeploymentRequest(name="deployments/m"), metadata=slow.metadata)
     assert await reason(infer(slow)) == (grpc.StatusCode.NOT_FOUND, "DEPLOYMENT_NOT_FOUND")
+
+
+async def test_what_another_has_deleted_is_neither_told_nor_answers(slow: Serving, database_url: URL) -> None:
+    await slow.create("m", "models/m/versions/1")
+    await slow.until_serves("m", "models/m/versions/1")
+    await execute(database_url, "UPDATE inference.deployment SET deleted_at = now()")
+    gone = (grpc.StatusCode.NOT_FOUND, "DEPLOYMENT_NOT_FOUND")
+    assert await reason(slow.get("m")) == gone
+    assert await reason(infer(slow)) == gone

@@ -43,7 +43,7 @@ class Deployment(_message.Message):
         STATE_LOADING: Deployment._State.ValueType  # 1
         """The bytes are being verified and loaded."""
         STATE_READY: Deployment._State.ValueType  # 2
-        """It answers, from the next call by the same connection on; by other connections within a second."""
+        """It answers: as a rule from the next call by the same connection on, and everywhere within a second."""
         STATE_FAILED: Deployment._State.ValueType  # 3
         """It could not be loaded; `state_message` says why. Loading is tried again, at growing intervals of up to ten
         minutes, and at once when it is asked for again.
@@ -57,7 +57,7 @@ class Deployment(_message.Message):
     STATE_LOADING: Deployment.State.ValueType  # 1
     """The bytes are being verified and loaded."""
     STATE_READY: Deployment.State.ValueType  # 2
-    """It answers, from the next call by the same connection on; by other connections within a second."""
+    """It answers: as a rule from the next call by the same connection on, and everywhere within a second."""
     STATE_FAILED: Deployment.State.ValueType  # 3
     """It could not be loaded; `state_message` says why. Loading is tried again, at growing intervals of up to ten
     minutes, and at once when it is asked for again.

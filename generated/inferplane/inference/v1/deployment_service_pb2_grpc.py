@@ -103,7 +103,7 @@ class DeploymentServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteDeployment(self, request, context):
-        """Stops serving. Calls that were accepted finish. Fails with DEPLOYMENT_NOT_FOUND.
+        """Stops serving, everywhere within a second. Calls that were accepted finish. Fails with DEPLOYMENT_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

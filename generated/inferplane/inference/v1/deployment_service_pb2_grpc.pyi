@@ -35,7 +35,7 @@ class DeploymentServiceStub:
     MODEL_TOO_LARGE_TO_LOAD, and INVALID_FIELD for a version of another model.
     """
     DeleteDeployment: _aio.UnaryUnaryMultiCallable[_deployment_service_pb2.DeleteDeploymentRequest, _deployment_service_pb2.DeleteDeploymentResponse]
-    """Stops serving. Calls that were accepted finish. Fails with DEPLOYMENT_NOT_FOUND."""
+    """Stops serving, everywhere within a second. Calls that were accepted finish. Fails with DEPLOYMENT_NOT_FOUND."""
 
 class DeploymentServiceServicer(metaclass=_abc_1.ABCMeta):
     """What is served."""
@@ -87,6 +87,6 @@ class DeploymentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _deployment_service_pb2.DeleteDeploymentRequest,
         context: _aio.ServicerContext[_deployment_service_pb2.DeleteDeploymentRequest, _abc.Awaitable[_deployment_service_pb2.DeleteDeploymentResponse]],
     ) -> _abc.Awaitable[_deployment_service_pb2.DeleteDeploymentResponse]:
-        """Stops serving. Calls that were accepted finish. Fails with DEPLOYMENT_NOT_FOUND."""
+        """Stops serving, everywhere within a second. Calls that were accepted finish. Fails with DEPLOYMENT_NOT_FOUND."""
 
 def add_DeploymentServiceServicer_to_server(servicer: DeploymentServiceServicer, server: _aio.Server) -> None: ...

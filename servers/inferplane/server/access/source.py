@@ -24,6 +24,9 @@ __all__ = ["PolicySource", "parts_of"]
 log = structlog.get_logger()
 
 CHECK_INTERVAL = 1.0
+PATIENCE = 1.0
+"""Seconds that a call waits at most for the snapshot to catch up with the tables: within as many it does by itself,
+where the database answers."""
 NEVER = float("-inf")
 
 
@@ -89,13 +92,12 @@ class PolicySource:
         async with asyncio.timeout(timeout):
             await self._confirmation_after(NEVER)
 
-    async def catch_up(self, timeout: float = CHECK_INTERVAL) -> None:
-        """Wait until the snapshot has all that is in the tables now, for up to `timeout` seconds: longer where the
-        database is away, and callers shall not wait for that."""
+    async def catch_up(self) -> None:
+        """Wait until the snapshot has all that is in the tables now, but not for a database that is away."""
         asked_at = time.monotonic()
         self._wake.set()
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(PATIENCE):
                 await self._confirmation_after(asked_at)
 
     def on_refresh(self, part: Part, callback: Callable[[], None]) -> None:

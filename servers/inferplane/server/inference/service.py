@@ -1,7 +1,6 @@
 """Inference's RPCs: from message to domain call to message."""
 
 import asyncio
-from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -15,14 +14,13 @@ from inferplane.inference.v1 import (
 from inferplane.inference.v1 import deployment_service_pb2 as deployment_pb
 from inferplane.inference.v1 import inference_service_pb2 as inference_pb
 from inferplane.server.access.admission import Admission
-from inferplane.server.access.snapshot import Route
 from inferplane.server.access.source import PolicySource
 from inferplane.server.errors import InferplaneError
 from inferplane.server.inference.convert import deployment_message, infer_request, predict_response
 from inferplane.server.inference.dataplane.answer import Answer
 from inferplane.server.inference.dataplane.forwarder import Forwarder
 from inferplane.server.inference.dataplane.unread import UnreadAnswers
-from inferplane.server.inference.deployments import Deployment, Deployments, VersionInfo
+from inferplane.server.inference.deployments import Deployments, VersionInfo
 from inferplane.server.inference.inputs import NamedDeployment, NewDeployment, PredictInput, replacement
 from inferplane.server.inference.model_source import ModelSource
 from inferplane.server.inference.repository import DeploymentReader, DeploymentRepository
@@ -64,7 +62,7 @@ class InferenceService(inference_service_pb2_grpc.InferenceServiceServicer):
 class DeploymentService(deployment_service_pb2_grpc.DeploymentServiceServicer):
     """What is served.
 
-    What it tells holds for the next prediction by the same connection: this process then routes by no older tables.
+    Before anything is told, this process catches up with the tables: so it holds for the next prediction here.
     """
 
     def __init__(
@@ -119,9 +117,9 @@ class DeploymentService(deployment_service_pb2_grpc.DeploymentServiceServicer):
         name = parse(NamedDeployment, request).name
         async with self._database.transaction() as connection:
             deployment = await DeploymentReader(connection).get(name)
+        await self._policy.catch_up()
         if deployment is None:
             raise InferplaneError(ErrorReason.ERROR_REASON_DEPLOYMENT_NOT_FOUND, deployment=name)
-        await self._route_as_told([deployment])
         return deployment_message(deployment)
 
     async def ListDeployments(
@@ -134,7 +132,7 @@ class DeploymentService(deployment_service_pb2_grpc.DeploymentServiceServicer):
             deployments, after = await DeploymentReader(connection).visible(
                 page, lambda name: self._admission.allows(principal, Permission.PERMISSION_DEPLOYMENTS_READ, name)
             )
-        await self._route_as_told(deployments)
+        await self._policy.catch_up()
         # Off the loop: a page of large signatures takes a while.
         messages = await asyncio.to_thread(lambda: [deployment_message(deployment) for deployment in deployments])
         return deployment_pb.ListDeploymentsResponse(
@@ -153,16 +151,3 @@ class DeploymentService(deployment_service_pb2_grpc.DeploymentServiceServicer):
         deleted = await self._mutations.run(request, deployment_pb.DeleteDeploymentResponse, delete)
         await self._policy.catch_up()
         return deleted
-
-    async def _route_as_told(self, deployments: Iterable[Deployment]) -> None:
-        routes = self._policy.snapshot.routes
-        if not all(_agree(deployment, routes.get(deployment.name)) for deployment in deployments):
-            await self._policy.catch_up()
-
-
-def _agree(deployment: Deployment, route: Route | None) -> bool:
-    if route is None:
-        return False
-    version, target = deployment.version, route.target
-    told = (version.model, version.version, version.digest, deployment.state == "READY")
-    return told == (target.model, target.version, target.digest, route.ready)
