@@ -38,9 +38,9 @@ async def test_what_is_not_whole_counts_with_its_connection(host: str) -> None:
         stream, heavy = await open_stream(plane, pouring)
         _, light = await open_stream(plane, idle, "bob")
         await pouring.send(stream, FRAMED[:-1])
-        await until(lambda: connections(plane).look(0).undelivered[heavy] > MIB)
-        assert connections(plane).look(0).undelivered[heavy] < MIB + (64 << 10)
-        assert connections(plane).look(0).undelivered[light] < 1 << 10
+        await until(lambda: connections(plane).undelivered()[heavy] > MIB)
+        assert connections(plane).undelivered()[heavy] < MIB + (64 << 10)
+        assert connections(plane).undelivered()[light] < 1 << 10
 
 
 async def test_what_was_delivered_does_not_count() -> None:
@@ -49,7 +49,7 @@ async def test_what_was_delivered_does_not_count() -> None:
         for number in range(20):
             await connection.send(stream, FRAMED)
             await until(lambda: len(plane.triton.requests) > number)  # noqa: B023 - awaited here
-        assert connections(plane).look(0).undelivered[name] < 64 << 10
+        assert connections(plane).undelivered()[name] < 64 << 10
 
 
 def connected(address: str, own: int = 0) -> socket.socket:
@@ -69,9 +69,9 @@ async def test_what_comes_to_one_of_our_ports_is_not_hidden_by_a_connection_to_a
         async with raw_connection(plane.address, first) as pouring:
             stream, name = await open_stream(plane, pouring)
             await pouring.send(stream, FRAMED[:-1])
-            await until(lambda: connections(plane).look(0).undelivered[name] > MIB)
+            await until(lambda: connections(plane).undelivered()[name] > MIB)
             with connected(other.address, port):
-                assert connections(plane).look(0).undelivered[name] > MIB
+                assert connections(plane).undelivered()[name] > MIB
 
 
 async def test_a_body_that_was_delivered_counts_as_its_calls_while_that_goes_on() -> None:

@@ -171,14 +171,13 @@ class Arrivals:
     def _step(self, now: float, growth: int, *, is_certain: bool) -> None:
         """End calls, or close connections where these have not brought what the process has grown by, or all went in
         vain; where the connections are not the reason either, it has grown by itself."""
-        look = self.connections.look(self._small_at)
-        brought = self._share(look.undelivered, growth)
+        brought = self._share(self.connections.undelivered(self._small_at), growth)
         explained = sum(brought.values()) >= growth * TELLING and not self._to_end.were_in_vain(now)
         if explained and (calls := self._to_end.next(brought, self._streams, now)):
             self._end(calls)
             return
-        kept = self._by_owner(look.kept)
-        came_again = sum(self.connections.look(self._closed_at).kept.values()) >= growth * TELLING
+        kept = self._kept()
+        came_again = sum(self.connections.kept(self._closed_at).values()) >= growth * TELLING
         if self._to_close.have_left(kept) and not self._is_checked:
             # They may be the reason, and what they had not be given back.
             self._is_checked = True
@@ -211,10 +210,8 @@ class Arrivals:
         }
 
     def _kept(self) -> Kept:
-        return self._by_owner(self.connections.look(self._small_at).kept)
-
-    def _by_owner(self, kept: Mapping[str, int]) -> Kept:
         """What may be kept, by the owners of the connections."""
+        kept = self.connections.kept(self._small_at)
         grouped: defaultdict[str, dict[str, int]] = defaultdict(dict)
         for connection, owner in self._owners(kept).items():
             grouped[owner][connection] = kept[connection]

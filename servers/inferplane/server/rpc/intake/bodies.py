@@ -37,7 +37,7 @@ WAITING = 4000
 WAITING_EACH = 1000
 PUBLIC_WAITING = 500
 PUBLIC_WAITING_EACH = 250
-"""Each holds its headers, up to 160 KiB, and at most 64 KiB of its body."""
+"""Each holds its headers, up to 100 KiB, and at most 64 KiB of its body."""
 
 
 class BodyReader:
