@@ -11,9 +11,11 @@ from tritonclient.grpc import service_pb2
 
 from inferplane.client import Inferplane
 from inferplane.client.errors import PermissionDenied
+from inferplane.inference.v1.inference_service_pb2 import PredictRequest, TensorEncoding
+from inferplane.inference.v1.tensor_pb2 import Tensor
 from tests.support.mesh import error_info
 from tests.support.onnx_models import identity
-from tests.support.paths import INFER, STREAM
+from tests.support.paths import INFER, PREDICT, STREAM
 from tests.support.up import Up
 
 PASSWORD = "correct horse battery"
@@ -27,6 +29,7 @@ class Caller:
         self.token = token
         self.unary: Any = channel.unary_unary(INFER)
         self.stream: Any = channel.stream_stream(STREAM)
+        self.predict: Any = channel.unary_unary(PREDICT)
 
     @property
     def metadata(self) -> list[tuple[str, str]]:
@@ -141,6 +144,31 @@ def test_an_output_that_the_model_does_not_have(caller: Caller) -> None:
     message = request("mine")
     message.outputs.add(name="z")
     assert caller.outcome(message.SerializeToString())[0] is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def typed(caller: Caller, tensor: Tensor, encoding: TensorEncoding.ValueType) -> tuple[grpc.StatusCode, str, str]:
+    """Status code, reason and text of a typed prediction."""
+    message = PredictRequest(deployment="deployments/mine", inputs=[tensor], output_encoding=encoding)
+    try:
+        caller.predict(message.SerializeToString(), metadata=caller.metadata, timeout=10)
+    except grpc.RpcError as error:
+        return error.code(), error_info(error).reason, error.details() or ""
+    return grpc.StatusCode.OK, "", ""
+
+
+def test_many_typed_values(caller: Caller) -> None:
+    values = Tensor.DoubleValues(values=[0.5] * 40_000)
+    many = Tensor(name="x", datatype="FP32", shape=[40_000], doubles=values)
+    code, reason, _ = typed(caller, many, TensorEncoding.TENSOR_ENCODING_RAW)
+    assert (code, reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "MESSAGE_TOO_LARGE")
+
+
+def test_many_values_that_shall_be_answered_typed(caller: Caller) -> None:
+    raw = Tensor(name="x", datatype="FP32", shape=[70_000], raw=bytes(4 * 70_000))
+    code, reason, text = typed(caller, raw, TensorEncoding.TENSOR_ENCODING_TYPED)
+    assert (code, reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
+    assert "output_encoding must be raw for an answer of 70000 values" in text
+    assert typed(caller, raw, TensorEncoding.TENSOR_ENCODING_RAW)[0] is grpc.StatusCode.OK
 
 
 def test_a_shared_memory_region(caller: Caller) -> None:

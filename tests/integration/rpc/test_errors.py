@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from inferplane.auth.v1 import auth_service_pb2 as pb
 from inferplane.common.v1.errors_pb2 import ErrorReason
+from inferplane.server.errors import InferplaneError
 from inferplane.server.rpc.errors import CATALOG
 from inferplane.server.rpc.methods import MissingAccessRuleError
 from tests.support.mesh import error_info, failure, reason, until
@@ -47,6 +48,24 @@ async def test_an_unknown_exception_leaves_as_a_fixed_text_with_the_request_id(r
         assert error_info(error).metadata["request_id"] == dict(error.trailing_metadata())["inferplane-request-id"]
         assert "secret" not in str(error)
         assert (await failure(server.call())).code() == grpc.StatusCode.INTERNAL
+
+
+async def test_the_longest_error_arrives_whole() -> None:
+    """gRPC's clients take 8 KiB of what comes with a status. No other text is as long on the wire."""
+    text = "\N{CRAB}" * 1000
+
+    async def fail(_request: Any, _context: Any) -> Any:
+        raise InferplaneError(
+            ErrorReason.ERROR_REASON_INVALID_FIELD,
+            violations=((text, text),) * 20,
+            retry_after=1,
+            detail=text,
+            dependency=text,
+            deployment=text,
+        )
+
+    async with stand(fail) as server:
+        assert await reason(server.call()) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
 
 
 async def test_malformed_bytes_are_an_invalid_argument() -> None:

@@ -17,6 +17,7 @@ from tritonclient.grpc import service_pb2
 from inferplane.auth.v1 import auth_service_pb2 as pb
 from inferplane.common.v1.access_pb2 import AccessRule
 from inferplane.server.errors import InferplaneError
+from inferplane.server.fairness import FairGate
 from inferplane.server.rpc import running as running_calls
 from inferplane.server.rpc.call import Call
 from inferplane.server.rpc.intake import arrivals, bodies
@@ -83,19 +84,31 @@ async def test_a_stranger_whose_messages_do_not_end_loses_the_connection(monkeyp
         pouring.cancel()
 
 
-async def test_strangers_who_wait_in_great_numbers_give_way_to_an_address_that_comes_later() -> None:
+async def test_strangers_who_wait_in_great_numbers_give_way_to_an_address_that_comes_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # So that those who are let in keep their places until all others wait.
+    monkeypatch.setattr(bodies, "SLOW_AFTER", 60)
     async with running(who_am_i(answer)) as server, AsyncExitStack() as stack:
         for address in ("127.0.0.2", "127.0.0.3"):
             connection = await stack.enter_async_context(raw_connection(server.address, connected(server, address)))
             for _ in range(300):
                 await connection.open(HEALTH)
-        await until(lambda: len(server.server.calls.open) >= 500)
+        gate = server.server.bodies._public_gate
+        await until(lambda: gate.waiting == bodies.PUBLIC_WAITING)
         other = await stack.enter_async_context(raw_connection(server.address, connected(server, "127.0.0.4")))
         streams = [await other.open(HEALTH) for _ in range(20)]
         for stream in streams:
             await other.send(stream, EMPTY_BODY, last=True)
+        await until(lambda: bool(other.ended) or waiting(gate, "127.0.0.4") == 20)
+        monkeypatch.undo()
         await until(lambda: other.ended >= set(streams))
         assert {other.trailers[stream]["grpc-status"] for stream in streams} == {"0"}
+
+
+def waiting(gate: FairGate, address: str) -> int:
+    share = gate._shares.get(f"ipv4:{address}")
+    return 0 if share is None else share.waiting
 
 
 def connected(server: Stand, address: str) -> socket.socket:
@@ -162,7 +175,8 @@ async def test_a_check_of_a_service_that_does_not_exist_is_counted_as_it_is_answ
             grpc.StatusCode.NOT_FOUND
         )
         labels = {"service": "grpc.health.v1.Health", "method": "Check"}
-        assert server.count("inferplane_rpc_calls_total", **labels, code="NOT_FOUND") == 1
+        # It aborts by itself, so the client may know before it is counted.
+        await until(lambda: server.count("inferplane_rpc_calls_total", **labels, code="NOT_FOUND") == 1)
 
 
 class Peer:

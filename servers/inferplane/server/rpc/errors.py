@@ -12,9 +12,13 @@ from inferplane.server.errors import InferplaneError
 __all__ = ["CATALOG", "DOMAIN", "public_message", "reason_name", "status_code", "to_status"]
 
 DOMAIN = "inferplane"
-MAX_METADATA_VALUE = 200
+MAX_MESSAGE = 512
+MAX_PATH = 64
+MAX_VALUE = 200
+"""Bytes of UTF-8."""
 MAX_VIOLATIONS = 5
-"""Together they keep status details under 1 KiB: metadata over 16 KiB would turn into RESOURCE_EXHAUSTED."""
+"""Together they keep what travels under 8 KiB, of which gRPC's clients take no more: they would see RESOURCE_EXHAUSTED.
+The details go as base64, and the message beside them with three characters for a byte."""
 
 _R = ErrorReason
 CATALOG: Mapping[ErrorReason.ValueType, tuple[StatusCode, str]] = {
@@ -120,7 +124,7 @@ def public_message(error: InferplaneError) -> str:
 def to_status(error: InferplaneError, request_id: str) -> status_pb2.Status:
     """`google.rpc.Status` with ErrorInfo, and BadRequest and RetryInfo where they apply."""
     code: int = status_code(error.reason).value[0]
-    metadata = {key: value[:MAX_METADATA_VALUE] for key, value in error.metadata.items()}
+    metadata = {key: _cut(value, MAX_VALUE) for key, value in error.metadata.items()}
     info = error_details_pb2.ErrorInfo(
         reason=reason_name(error.reason), domain=DOMAIN, metadata={**metadata, "request_id": request_id}
     )
@@ -128,13 +132,17 @@ def to_status(error: InferplaneError, request_id: str) -> status_pb2.Status:
     if error.violations:
         bad_request = error_details_pb2.BadRequest()
         for path, problem in error.violations[:MAX_VIOLATIONS]:
-            bad_request.field_violations.add(field=path[:64], description=problem[:MAX_METADATA_VALUE])
+            bad_request.field_violations.add(field=_cut(path, MAX_PATH), description=_cut(problem, MAX_VALUE))
         details.append(_packed(bad_request))
     if error.retry_after is not None:
         delay = duration_pb2.Duration()
         delay.FromMilliseconds(int(error.retry_after * 1000))
         details.append(_packed(error_details_pb2.RetryInfo(retry_delay=delay)))
-    return status_pb2.Status(code=code, message=public_message(error)[:512], details=details)
+    return status_pb2.Status(code=code, message=_cut(public_message(error), MAX_MESSAGE), details=details)
+
+
+def _cut(text: str, size: int) -> str:
+    return text.encode(errors="replace")[:size].decode(errors="ignore")
 
 
 def _packed(

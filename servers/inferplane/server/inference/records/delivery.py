@@ -4,17 +4,16 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import grpc
 import structlog
-from google.rpc import error_details_pb2
-from grpc_status import rpc_status
 
 from inferplane.reporting.v1.prediction_pb2 import PredictionRecord
 from inferplane.reporting.v1.reporting_service_pb2 import IngestPredictionsRequest
 from inferplane.server.inference.records.notes import BATCH, Note, Notes
 from inferplane.server.names import DEPLOYMENT, VERSION
+from inferplane.server.rpc.remote_errors import info_of
 
 __all__ = ["Delivery", "RecordSink", "RefusedError", "ReportingSink"]
 
@@ -194,9 +193,7 @@ def _is_refusal(error: grpc.aio.AioRpcError) -> bool:
         return True
     if error.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
         return False
-    status = rpc_status.from_call(cast("grpc.Call", error))
-    info = error_details_pb2.ErrorInfo()
-    if status is not None and any(packed.Unpack(info) for packed in status.details):
+    if (info := info_of(error)) is not None:
         return bool(info.reason == "MESSAGE_TOO_LARGE")
     # gRPC's own refusal of a message above its limit has no details and says so in its text.
     return "larger than max" in (error.details() or "")

@@ -1,7 +1,7 @@
 """Finds out who calls, from the call's metadata."""
 
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from functools import partial
 
 from inferplane.server.access.admission import Admission
@@ -22,7 +22,4 @@ def authentication(admission: Admission) -> Interceptor:
             call.rests_on(partial(admission.confirm_session, call.principal))
         yield
 
-    def intercept(call: Call) -> AbstractAsyncContextManager[None]:
-        return authenticate(call)
-
-    return intercept
+    return authenticate

@@ -1,7 +1,7 @@
 """Enforces the rule that the contract states for the method, on every message."""
 
 from collections.abc import AsyncIterator, Iterable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -41,10 +41,7 @@ def authorization(admission: Admission) -> Interceptor:
                 raise InferplaneError(ErrorReason.ERROR_REASON_PERMISSION_DENIED)
         yield
 
-    def intercept(call: Call) -> AbstractAsyncContextManager[None]:
-        return authorize(call)
-
-    return intercept
+    return authorize
 
 
 def _authorize_permission(call: Call, rule: PermissionRule, admission: Admission) -> None:
