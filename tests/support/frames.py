@@ -11,9 +11,9 @@ import time
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 
-def frame(kind: int, payload: bytes = b"", stream: int = 0) -> bytes:
+def frame(kind: int, payload: bytes = b"", stream: int = 0, flags: int = 0) -> bytes:
     """A frame (RFC 9113, section 4.1), of the whole connection where no stream is named."""
-    return len(payload).to_bytes(3, "big") + bytes([kind, 0]) + stream.to_bytes(4, "big") + payload
+    return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
 
 
 SETTINGS = frame(4)

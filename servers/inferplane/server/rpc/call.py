@@ -33,13 +33,16 @@ class Call:
     """
 
     __slots__ = (
-        "_afterwards", "_connection", "_opening", "checks", "code", "context", "delivered", "ending", "farewell",
+        "_afterwards", "_opening", "checks", "code", "connection", "context", "delivered", "ending", "farewell",
         "headers", "method", "principal", "reason", "request_id", "standing", "started", "task",
     )  # fmt: skip
 
     def __init__(self, method: Method, context: Context) -> None:
         self.method = method
         self.context = context
+        # gRPC's process ends where it is asked for this once the call is over.
+        self.connection = str(context.peer())
+        """The other end of its connection: address and port."""
         self.request_id = uuid7_text()
         self.started = time.monotonic()
         self.task: asyncio.Task[Any] | None = asyncio.current_task()
@@ -54,7 +57,6 @@ class Call:
         self.headers = 0
         """Bytes of its metadata as gRPC counts them, with 32 for each entry, once it was read."""
         self.farewell: asyncio.Future[None] | None = None
-        self._connection = ""
         self._opening: asyncio.Future[None] | None = None
         self._afterwards: Sequence[Callable[[], None]] = ()
 
@@ -70,13 +72,6 @@ class Call:
         """Apply what the interceptors check on each message; raises InferplaneError."""
         for check in self.checks:
             check(message)
-
-    @property
-    def connection(self) -> str:
-        """The other end of its connection: address and port."""
-        if not self._connection:
-            self._connection = str(self.context.peer())
-        return self._connection
 
     def metadata(self) -> Metadata:
         """What came with it, made anew: of hundreds of entries that takes as many microseconds."""

@@ -225,6 +225,9 @@ async def test_the_headers_of_a_call_are_counted_when_they_are_read() -> None:
     """Not where thousands of calls are looked at together: to read those of each takes a while."""
 
     class Context:
+        def peer(self) -> str:
+            return NAME
+
         def invocation_metadata(self) -> tuple[tuple[str, bytes], ...]:
             return (("a", b""), ("key", b"value"))
 
