@@ -15,12 +15,12 @@ from google.protobuf.message import DecodeError, Message
 from inferplane.common.v1.access_pb2 import AccessRule
 from inferplane.common.v1.errors_pb2 import ErrorReason
 from inferplane.server.errors import InferplaneError
-from inferplane.server.rpc.call import Call, Context
+from inferplane.server.rpc.call import Call, Context, arrive_with
 from inferplane.server.rpc.intake.bodies import BodyReader
 from inferplane.server.rpc.methods import Method, method_of
 from inferplane.server.rpc.running import RunningCalls
 
-__all__ = ["BodyCheck", "Handler", "Interceptor", "Pacing", "Pipeline", "at_most"]
+__all__ = ["BodyCheck", "Handler", "Handlers", "Interceptor", "Pacing", "Pipeline", "at_most"]
 
 Interceptor = Callable[[Call], AbstractAsyncContextManager[None]]
 """Runs around a call; what it raises, and what is raised inside it, reaches those further out."""
@@ -75,10 +75,6 @@ class Pipeline:
         """The same handlers with the interceptors around them; MissingAccessRuleError if one has no rule."""
         own = checks or {}
         return {name: self._wrap(service, name, handler, own.get(name)) for name, handler in handlers.items()}
-
-    def unknown(self) -> grpc.GenericRpcHandler:
-        """Answers everything that no service answers with UNKNOWN_METHOD."""
-        return _UnknownMethods(self)
 
     def _wrap(self, service: str, name: str, handler: Handler, check: BodyCheck | None) -> Handler:
         method = method_of(service, name, streams=handler.request_streaming or handler.response_streaming)
@@ -162,12 +158,23 @@ def _deserializer(handler: Handler) -> Callable[[bytes], Message]:
     return read
 
 
-class _UnknownMethods(grpc.GenericRpcHandler):
+class Handlers(grpc.GenericRpcHandler):
+    """All methods by their paths. What is none of them is answered with UNKNOWN_METHOD."""
+
     def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
+        self._handlers: dict[str, Handler] = {}
+
+    def add(self, service: str, handlers: Mapping[str, Handler]) -> None:
+        """Add those of a service, by their names."""
+        self._handlers.update({f"/{service}/{name}": handler for name, handler in handlers.items()})
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Handler:
-        service, _, name = handler_call_details.method.strip("/").rpartition("/")
+        arrive_with(cast("Any", handler_call_details).invocation_metadata)
+        path = handler_call_details.method
+        return self._handlers.get(path) or self._unknown(*path.strip("/").rpartition("/")[::2])
+
+    def _unknown(self, service: str, name: str) -> Handler:
         # One label for all of them: a caller must not be able to fill the metrics with names.
         method = Method("/unknown", UNKNOWN, UNKNOWN, AccessRule(public=True), streams=True)
 

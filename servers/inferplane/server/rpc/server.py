@@ -12,7 +12,7 @@ from inferplane.server.rpc.intake.arrivals import Arrivals
 from inferplane.server.rpc.intake.bodies import BodyReader
 from inferplane.server.rpc.intake.sockets import Sockets
 from inferplane.server.rpc.interceptors import Guards, interceptors
-from inferplane.server.rpc.pipeline import BodyCheck, Handler, Pipeline, at_most
+from inferplane.server.rpc.pipeline import BodyCheck, Handler, Handlers, Pipeline, at_most
 from inferplane.server.rpc.running import RunningCalls
 from inferplane.server.rpc.standard_protos import LayeredPool
 from inferplane.server.settings import Settings
@@ -101,6 +101,7 @@ class RpcServer:
             at_most(USUAL_BODY),
             at_most(PUBLIC_BODY),
         )
+        self._handlers = Handlers(self._pipeline)
         self._server = grpc.aio.server(options=channel_arguments(settings, max_message_size))
         self._services: list[str] = []
         self._grace = settings.drain_grace
@@ -131,7 +132,7 @@ class RpcServer:
     ) -> None:
         """Register handlers by name. Those in `fused` do the interceptors' work themselves."""
         wrapped = self._pipeline.wrap_service(service, handlers, checks) | dict(fused or {})
-        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, wrapped),))
+        self._handlers.add(service, wrapped)
         self._services.append(service)
         self.health.add(service, needs)
 
@@ -139,7 +140,7 @@ class RpcServer:
         """Add health and reflection, listen on `addresses` (`host:port`), and answer their ports."""
         self.health.add("", self._main_needs())
         self._add_standard_services()
-        self._server.add_generic_rpc_handlers((self._pipeline.unknown(),))
+        self._server.add_generic_rpc_handlers((self._handlers,))
         ports = [self._server.add_insecure_port(address) for address in addresses]
         await self._server.start()
         return ports
@@ -169,5 +170,4 @@ class RpcServer:
             reflection.SERVICE_NAME: handlers,
         }
         for service, methods in standard.items():
-            wrapped = self._pipeline.wrap_service(service, methods)
-            self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, wrapped),))
+            self._handlers.add(service, self._pipeline.wrap_service(service, methods))

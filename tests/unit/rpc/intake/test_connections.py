@@ -1,12 +1,9 @@
 """What connections have brought that was not delivered, by what the kernel and the calls say."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from inferplane.common.v1.access_pb2 import AccessRule
-from inferplane.server.rpc.call import Call
 from inferplane.server.rpc.intake.connections import HEADERS_COUNT, INTERVAL, MOST_SAMPLES, Connections
 from inferplane.server.rpc.intake.sockets import Socket
-from inferplane.server.rpc.methods import Method
 
 MIB = 1 << 20
 WINDOW = 10.0
@@ -219,20 +216,3 @@ def test_a_connection_that_comes_while_all_are_looked_at_is_seen_the_next_time()
     for _ in range(5):
         assert len(kernel.connections.undelivered()) == len(counted)
         assert len(kernel.connections.kept()) == len(counted)
-
-
-async def test_the_headers_of_a_call_are_counted_when_they_are_read() -> None:
-    """Not where thousands of calls are looked at together: to read those of each takes a while."""
-
-    class Context:
-        def peer(self) -> str:
-            return NAME
-
-        def invocation_metadata(self) -> tuple[tuple[str, bytes], ...]:
-            return (("a", b""), ("key", b"value"))
-
-    some_context: Any = Context()
-    call = Call(Method("/s/m", "s", "m", AccessRule(authenticated=True), streams=False), some_context)
-    assert call.headers == 0
-    assert call.metadata() == (("a", b""), ("key", b"value"))
-    assert call.headers == 73

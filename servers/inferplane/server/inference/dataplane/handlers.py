@@ -42,7 +42,7 @@ def fused_handlers(
     streaming = method_of(SERVICE, "ModelStreamInfer", streams=True)
 
     async def admit(call: Call) -> None:
-        call.principal = await admission.authenticate(call.metadata(), lambda: call.peer)
+        call.principal = await admission.authenticate(call.take_metadata(), lambda: call.peer)
         admission.authorize_somewhere(call.principal, call.method.access.permission.permission)
 
     async def receive(call: Call) -> bytes:

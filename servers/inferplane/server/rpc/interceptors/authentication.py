@@ -16,8 +16,9 @@ def authentication(admission: Admission) -> Interceptor:
 
     @asynccontextmanager
     async def authenticate(call: Call) -> AsyncIterator[None]:
+        metadata = call.take_metadata()
         if not call.method.access.public:
-            call.principal = await admission.authenticate(call.metadata(), lambda: call.peer)
+            call.principal = await admission.authenticate(metadata, lambda: call.peer)
             # Not its expiry: an upload may take longer than a token lives.
             call.rests_on(partial(admission.confirm_session, call.principal))
         yield

@@ -33,7 +33,7 @@ async def request_identity(call: Call) -> AsyncIterator[None]:
     call.context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))
     carrier = {
         key: value
-        for key, value in call.metadata()
+        for key, value in call.metadata
         if key in _trace_headers and isinstance(value, str) and len(value) <= MAX_TRACE_HEADER
     }
     with (
