@@ -1,7 +1,7 @@
 """Makes calls that are nothing but headers, by one connection, from a process of its own.
 
 Usage: python -m tests.support.headers ADDRESS RATE ENTRIES SECONDS [--reset]; prints how many calls were made. RATE is
-calls a second; each has ENTRIES headers beside the usual, a byte each on the wire, and is given up at once with --reset.
+calls a second; each has ENTRIES headers beside the usual, a byte each on the wire, and given up at once with --reset.
 """
 
 import socket
