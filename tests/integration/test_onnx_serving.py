@@ -257,6 +257,15 @@ async def test_a_wrong_fixed_size_is_an_error(serving: Serving) -> None:
         await serving.infer("fixed", {"x": A})
 
 
+async def test_what_is_wrong_with_a_value_is_told_with_the_shape_that_it_came_in(serving: Serving) -> None:
+    rows = onnx.numpy_helper.from_array(np.zeros((5, 2), dtype=np.float32), "rows")
+    gather = helper.make_node("Gather", ["rows", "i"], ["y"])
+    await serving.load("rows", model([gather], [tensor("i", "INT64", ["N"])], [tensor("y", "FP32", ["N", 2])], [rows]))
+    with pytest.raises(InferenceServerException, match=r"idx=99 must be within .*\(inputs: 'i' \[2\]\)") as caught:
+        await serving.infer("rows", {"i": np.array([1, 99])})
+    assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
+
+
 async def test_bytes_that_are_no_text_are_refused_by_name(serving: Serving) -> None:
     await serving.load("text", identity("BYTES"))
     with pytest.raises(InferenceServerException, match="input 'x' holds bytes that are not UTF-8") as caught:

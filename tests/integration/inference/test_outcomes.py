@@ -133,6 +133,18 @@ async def test_a_call_that_failed_is_logged_with_its_deployment_counted_and_reco
         assert [(note.prediction_id, note.status_code) for note in plane.notes.batch()] == [(request_id, 13)]
 
 
+async def test_the_log_says_what_did_not_fit_and_what_the_model_refused() -> None:
+    async with data_plane() as plane:
+        with capture_logs() as logs:
+            plane.triton.answer = lambda _request: b""
+            error = await failure(plane.infer())
+            plane.triton.answer = lambda _request: grpc.StatusCode.INVALID_ARGUMENT
+            refusal = await failure(plane.infer())
+        for line, failed in zip(logs, (error, refusal), strict=True):
+            assert line["details"]
+            assert (failed.details() or "").endswith(line["details"])
+
+
 async def test_a_call_that_went_well_is_counted_at_once_and_leaves_no_line() -> None:
     async with data_plane() as plane:
         with capture_logs() as logs:

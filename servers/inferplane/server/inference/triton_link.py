@@ -131,7 +131,7 @@ def from_triton(error: grpc.aio.AioRpcError) -> InferplaneError:
     """What Triton answered, in our terms. Only where it speaks of the input does its text go on."""
     match error.code():
         case grpc.StatusCode.INVALID_ARGUMENT:
-            detail = " ".join((error.details() or "").split())[:MAX_DETAIL]
+            detail = said(error.details() or "")[:MAX_DETAIL]
             return InferplaneError(ErrorReason.ERROR_REASON_INFERENCE_REJECTED, detail=detail)
         case grpc.StatusCode.DEADLINE_EXCEEDED:
             return InferplaneError(ErrorReason.ERROR_REASON_DEADLINE_EXCEEDED)

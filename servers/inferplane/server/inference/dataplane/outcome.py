@@ -108,7 +108,7 @@ class Outcomes:
                 caller=attempt.caller,
                 code=code.name,
                 reason=reason,
-                details=(error.private if isinstance(error, InferplaneError) else type(error).__name__) or None,
+                details=_details(error),
                 milliseconds=round(elapsed_ns / 1e6, 2),
                 lines_suppressed=pace.take_suppressed() or None,
             )
@@ -155,3 +155,10 @@ def _described(error: BaseException) -> tuple[grpc.StatusCode, str]:
     if isinstance(error, Exception | SystemExit | KeyboardInterrupt):
         return grpc.StatusCode.INTERNAL, "INTERNAL"
     return grpc.StatusCode.CANCELLED, "CANCELLED"
+
+
+def _details(error: BaseException) -> str | None:
+    """What people who look for the cause want to read."""
+    if isinstance(error, InferplaneError):
+        return error.private or error.metadata.get("detail")
+    return type(error).__name__

@@ -19,6 +19,7 @@ import onnxruntime as ort
 import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]  # exists inside Triton only
 
 _MAX_THREADS = 4
+_MAX_MESSAGE = 160
 _LOGGED_FAILURES = 10
 _LOOK_AFTER_CALLERS = 0.5
 
@@ -88,7 +89,7 @@ class TritonPythonModel:
         except (ort.capi.onnxruntime_pybind11_state.InvalidArgument, ValueError) as error:
             self._log(error)
             shapes = ", ".join(f"'{name}' {list(values.shape)}" for name, values in feed.items())
-            raise _RejectedError(f"the model does not take inputs of these shapes: {shapes}") from error
+            raise _RejectedError(f"{_status_message(error)} (inputs: {shapes})") from error
         return [pb_utils.Tensor(name, _encode(values)) for name, values in zip(names, outputs, strict=True)]
 
     def _log(self, error: Exception) -> None:
@@ -166,6 +167,11 @@ def _encode(values: Any) -> Any:
         flat = [text.encode() for text in values.reshape(-1)]
         values = np.array(flat, dtype=object).reshape(values.shape)
     return values.reshape(1) if values.ndim == 0 else np.ascontiguousarray(values)
+
+
+def _status_message(error: Exception) -> str:
+    """What ONNX Runtime says of the inputs, without what it says of itself."""
+    return " ".join(str(error).rpartition("Status Message: ")[2].split())[:_MAX_MESSAGE]
 
 
 def _told(error: Exception) -> str:
