@@ -82,6 +82,16 @@ async def test_what_was_created_is_not_ready_but_known(slow: Serving) -> None:
     assert await reason(infer(slow)) == (grpc.StatusCode.UNAVAILABLE, "DEPLOYMENT_NOT_READY")
 
 
+async def test_of_two_who_create_it_at_once_both_are_answered_when_it_is_known(slow: Serving) -> None:
+    both = [asyncio.ensure_future(slow.create("m", "models/m/versions/1")) for _ in range(2)]
+    await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+    assert await reason(infer(slow)) == (grpc.StatusCode.UNAVAILABLE, "DEPLOYMENT_NOT_READY")
+    errors = [
+        error for error in await asyncio.gather(*both, return_exceptions=True) if not isinstance(error, Deployment)
+    ]
+    assert [getattr(error, "code", str)() for error in errors] == [grpc.StatusCode.ALREADY_EXISTS]
+
+
 async def test_what_was_deleted_is_not_found(slow: Serving) -> None:
     await slow.create("m", "models/m/versions/1")
     await slow.until_serves("m", "models/m/versions/1")

@@ -1,8 +1,9 @@
 """Inference's RPCs: from message to domain call to message."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from inferplane.common.v1.access_pb2 import Permission
 from inferplane.common.v1.errors_pb2 import ErrorReason
@@ -20,7 +21,7 @@ from inferplane.server.inference.convert import deployment_message, infer_reques
 from inferplane.server.inference.dataplane.answer import Answer
 from inferplane.server.inference.dataplane.forwarder import Forwarder
 from inferplane.server.inference.dataplane.unread import UnreadAnswers
-from inferplane.server.inference.deployments import Deployments, VersionInfo
+from inferplane.server.inference.deployments import Deployment, Deployments, VersionInfo
 from inferplane.server.inference.inputs import NamedDeployment, NewDeployment, PredictInput, replacement
 from inferplane.server.inference.model_source import ModelSource
 from inferplane.server.inference.repository import DeploymentReader, DeploymentRepository
@@ -28,9 +29,11 @@ from inferplane.server.rpc.call import current_call
 from inferplane.server.rpc.mutations import Mutations
 from inferplane.server.rpc.validation import parse
 from inferplane.server.storage.database import Database
-from inferplane.server.storage.pages import PageTokens
+from inferplane.server.storage.pages import Page, PageTokens
 
 __all__ = ["DeploymentService", "InferenceService"]
+
+AnswerT = TypeVar("AnswerT")
 
 
 class InferenceService(inference_service_pb2_grpc.InferenceServiceServicer):
@@ -94,9 +97,7 @@ class DeploymentService(deployment_service_pb2_grpc.DeploymentServiceServicer):
             return deployment_message(await self._deployments.create(store, new.deployment_id, version, caller))
 
         resolve = partial(self._source.version, request.model_version, caller)
-        created = await self._mutations.run_prepared(request, deployment_pb2.Deployment, resolve, create)
-        await self._policy.catch_up()
-        return created
+        return await self._told(self._mutations.run_prepared(request, deployment_pb2.Deployment, resolve, create))
 
     async def UpdateDeployment(
         self, request: deployment_pb.UpdateDeploymentRequest, context: Any
@@ -107,20 +108,13 @@ class DeploymentService(deployment_service_pb2_grpc.DeploymentServiceServicer):
             return deployment_message(await self._deployments.replace(DeploymentRepository(unit), name, version))
 
         resolve = partial(self._source.version, model_version, current_call().principal.subject)
-        replaced = await self._mutations.run_prepared(request, deployment_pb2.Deployment, resolve, replace)
-        await self._policy.catch_up()
-        return replaced
+        return await self._told(self._mutations.run_prepared(request, deployment_pb2.Deployment, resolve, replace))
 
     async def GetDeployment(
         self, request: deployment_pb.GetDeploymentRequest, context: Any
     ) -> deployment_pb2.Deployment:
         name = parse(NamedDeployment, request).name
-        async with self._database.transaction() as connection:
-            deployment = await DeploymentReader(connection).get(name)
-        await self._policy.catch_up()
-        if deployment is None:
-            raise InferplaneError(ErrorReason.ERROR_REASON_DEPLOYMENT_NOT_FOUND, deployment=name)
-        return deployment_message(deployment)
+        return deployment_message(await self._told(self._get(name)))
 
     async def ListDeployments(
         self, request: deployment_pb.ListDeploymentsRequest, context: Any
@@ -128,11 +122,11 @@ class DeploymentService(deployment_service_pb2_grpc.DeploymentServiceServicer):
         scope = ("ListDeployments",)
         page = self._pages.page(scope, request.page_size, request.page_token)
         principal = current_call().principal
-        async with self._database.transaction() as connection:
-            deployments, after = await DeploymentReader(connection).visible(
+        deployments, after = await self._told(
+            self._list(
                 page, lambda name: self._admission.allows(principal, Permission.PERMISSION_DEPLOYMENTS_READ, name)
             )
-        await self._policy.catch_up()
+        )
         # Off the loop: a page of large signatures takes a while.
         messages = await asyncio.to_thread(lambda: [deployment_message(deployment) for deployment in deployments])
         return deployment_pb.ListDeploymentsResponse(
@@ -148,6 +142,25 @@ class DeploymentService(deployment_service_pb2_grpc.DeploymentServiceServicer):
             await self._deployments.delete(DeploymentRepository(unit), name)
             return deployment_pb.DeleteDeploymentResponse()
 
-        deleted = await self._mutations.run(request, deployment_pb.DeleteDeploymentResponse, delete)
+        return await self._told(self._mutations.run(request, deployment_pb.DeleteDeploymentResponse, delete))
+
+    async def _get(self, name: str) -> Deployment:
+        async with self._database.transaction() as connection:
+            deployment = await DeploymentReader(connection).get(name)
+        if deployment is None:
+            raise InferplaneError(ErrorReason.ERROR_REASON_DEPLOYMENT_NOT_FOUND, deployment=name)
+        return deployment
+
+    async def _list(self, page: Page, visible: Callable[[str], bool]) -> tuple[list[Deployment], str | None]:
+        async with self._database.transaction() as connection:
+            return await DeploymentReader(connection).visible(page, visible)
+
+    async def _told(self, answer: Awaitable[AnswerT]) -> AnswerT:
+        """The answer, or why there is none, when this process has caught up with the tables that it is of."""
+        try:
+            told = await answer
+        except InferplaneError:
+            await self._policy.catch_up()
+            raise
         await self._policy.catch_up()
-        return deleted
+        return told
