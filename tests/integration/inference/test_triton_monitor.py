@@ -8,8 +8,10 @@ import pytest
 
 from inferplane.server.embedded.triton import EmbeddedTriton
 from inferplane.server.inference.triton_link import TritonLink
-from inferplane.server.inference.triton_monitor import RELOAD_GRACE, TritonMonitor
+from inferplane.server.inference.triton_monitor import RELOAD_GRACE, TritonMonitor, Wanted
 from tests.support.mesh import until
+
+M = Wanted("m", 1, ready=True)
 
 
 class Line:
@@ -56,11 +58,11 @@ class Watched:
         self.link = TritonLink(endpoint, triton.header, 1 << 20)
         self.now = 0.0
         self.asked = 0
-        self.wanted: list[tuple[str, int]] = []
+        self.wanted: list[Wanted] | None = []
         self.reports: list[bool] = []
-        self.monitor = TritonMonitor(self.link, self.models, self.reports.append, lambda: self.now)
+        self.monitor = TritonMonitor(self.link, self.served, self.reports.append, lambda: self.now)
 
-    def models(self) -> list[tuple[str, int]]:
+    def served(self) -> list[Wanted] | None:
         self.asked += 1
         return self.wanted
 
@@ -92,7 +94,7 @@ async def watched(tmp_path: Path) -> AsyncIterator[Watched]:
 
 
 async def test_a_triton_that_comes_back_empty_long_after_its_start_does_not_count_as_back(watched: Watched) -> None:
-    watched.wanted = [("m", 1)]
+    watched.wanted = [M]
     watched.now = 10 * RELOAD_GRACE
     watched.line.cut()
     await until(lambda: watched.reports[1:] == [False])
@@ -103,7 +105,7 @@ async def test_a_triton_that_comes_back_empty_long_after_its_start_does_not_coun
 
 
 async def test_each_flap_begins_a_grace_of_its_own(watched: Watched) -> None:
-    watched.wanted = [("m", 1)]
+    watched.wanted = [M]
     for _ in range(2):
         watched.line.cut()
         await until(lambda: watched.reports == [True, False])
@@ -114,8 +116,33 @@ async def test_each_flap_begins_a_grace_of_its_own(watched: Watched) -> None:
 
 
 async def test_it_is_back_as_soon_as_it_serves_what_it_must(watched: Watched) -> None:
-    watched.wanted = [("m", 1)]
+    watched.wanted = [M]
     await watched.restart()
     await until(lambda: watched.reports == [True, False])
+    watched.wanted = []
+    await until(lambda: watched.reports == [True, False, True])
+
+
+async def test_what_is_being_loaded_again_is_waited_for_too(watched: Watched) -> None:
+    watched.wanted = [M]
+    await watched.restart()
+    await until(lambda: watched.reports == [True, False])
+    watched.wanted = [M._replace(ready=False)]
+    await watched.is_asked_again()
+    assert watched.reports == [True, False]
+
+
+async def test_what_was_not_ready_before_is_not_waited_for(watched: Watched) -> None:
+    watched.wanted = [M._replace(ready=False)]
+    await watched.restart()
+    await until(lambda: watched.reports == [True, False, True])
+
+
+async def test_it_is_not_there_before_it_is_known_what_it_must_serve(watched: Watched) -> None:
+    watched.wanted = None
+    watched.line.cut()
+    await until(lambda: watched.reports == [True, False])
+    await watched.is_asked_again()
+    assert watched.reports == [True, False]
     watched.wanted = []
     await until(lambda: watched.reports == [True, False, True])

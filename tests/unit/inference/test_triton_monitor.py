@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from inferplane.server.inference.triton_monitor import TritonMonitor
+from inferplane.server.inference.triton_monitor import TritonMonitor, Wanted
 from inferplane.server.tasks import ContainedError
 
 
@@ -25,4 +25,4 @@ class Link:
 async def test_a_question_that_would_end_the_process_fails_the_watch_alone(end: BaseException) -> None:
     link: Any = Link(end)
     with pytest.raises(ContainedError):
-        await TritonMonitor(link, lambda: [("m", 1)], lambda _up: None).run()
+        await TritonMonitor(link, lambda: [Wanted("m", 1, ready=True)], lambda _up: None).run()

@@ -5,7 +5,7 @@ from functools import partial
 from inferplane.artifact.v1 import model_registry_service_pb2_grpc
 from inferplane.inference.v1 import deployment_service_pb2_grpc, inference_service_pb2_grpc
 from inferplane.reporting.v1 import reporting_service_pb2_grpc
-from inferplane.server.access.snapshot import Part
+from inferplane.server.access.snapshot import EMPTY, Part
 from inferplane.server.bootstrap import DATABASE, Core
 from inferplane.server.inference.dataplane.forwarder import Forwarder
 from inferplane.server.inference.dataplane.handlers import fused_handlers
@@ -20,7 +20,7 @@ from inferplane.server.inference.records.delivery import Delivery, ReportingSink
 from inferplane.server.inference.records.notes import Notes
 from inferplane.server.inference.service import DeploymentService, InferenceService
 from inferplane.server.inference.triton_link import SERVICE, TritonLink
-from inferplane.server.inference.triton_monitor import TritonMonitor
+from inferplane.server.inference.triton_monitor import TritonMonitor, Wanted
 from inferplane.server.inference.typed_tensors import check_typed_size
 from inferplane.server.settings import ServiceName
 from inferplane.server.storage.database import database_url, lone_connection
@@ -104,12 +104,12 @@ def _reconcile(core: Core, link: TritonLink) -> None:
 
 
 def _watch_triton(core: Core, link: TritonLink) -> None:
-    monitor = TritonMonitor(
-        link,
-        lambda: [
-            (route.deployment, route.target.version) for route in core.policy.snapshot.routes.values() if route.ready
-        ],
-        lambda up: core.server.health.report(TRITON, up),
-    )
+    def wanted() -> list[Wanted] | None:
+        if core.policy.snapshot is EMPTY:
+            return None
+        routes = core.policy.snapshot.routes.values()
+        return [Wanted(route.deployment, route.target.version, route.ready) for route in routes]
+
+    monitor = TritonMonitor(link, wanted, lambda up: core.server.health.report(TRITON, up))
     core.tasks.start("triton_monitor", monitor.run)
     core.tasks.start("triton_connection", monitor.watch_connection)

@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from typing import NamedTuple
 
 import grpc
 import structlog
@@ -10,7 +11,7 @@ import structlog
 from inferplane.server.inference.triton_link import TritonLink
 from inferplane.server.tasks import start_task
 
-__all__ = ["TritonMonitor"]
+__all__ = ["TritonMonitor", "Wanted"]
 
 log = structlog.get_logger()
 
@@ -18,22 +19,32 @@ CHECK_INTERVAL = 0.5
 RELOAD_GRACE = 10.0
 
 
+class Wanted(NamedTuple):
+    """A version that a deployment shall serve, and whether it does, as far as the tables know."""
+
+    name: str
+    version: int
+    ready: bool
+
+
 class TritonMonitor:
     """Watches Triton. `report(up)` is called when it goes away or is back with its models.
 
-    `models` names what must be served for it to count as back, since a Triton that has just started serves nothing.
-    It counts as back without them RELOAD_GRACE seconds after it came: one that cannot be loaded is not the others' end.
+    `wanted` are all deployments, None before they are known. Those that were ready must be served for Triton to count
+    as back: one that has just started serves nothing, and when that is noted they are ready no more. It counts as back
+    without them RELOAD_GRACE seconds after it came: one that cannot be loaded is not the others' end.
     """
 
     def __init__(
         self,
         link: TritonLink,
-        models: Callable[[], list[tuple[str, int]]],
+        wanted: Callable[[], Collection[Wanted] | None],
         report: Callable[[bool], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._link = link
-        self._models = models
+        self._wanted = wanted
+        self._awaited: set[tuple[str, int]] = set()
         self._report = report
         self._clock = clock
         self._up = False
@@ -67,11 +78,23 @@ class TritonMonitor:
     def _went(self) -> None:
         # The grace of the one that comes is its own: the last one's was over long ago.
         self._came_at = None
+        if self._up:
+            self._awaited = set()
+            self._await(self._wanted() or ())
         self._set(False)
 
     async def _all_loaded(self) -> bool:
-        checks = [start_task(self._link.model_ready(name, version)) for name, version in self._models()]
+        if (wanted := self._wanted()) is None:
+            return False
+        self._await(wanted)
+        checks = [start_task(self._link.model_ready(name, version)) for name, version in self._awaited]
         return all(await asyncio.gather(*checks))
+
+    def _await(self, wanted: Collection[Wanted]) -> None:
+        """Those that are ready, and of those that were the ones that still shall be."""
+        self._awaited = {
+            (name, version) for name, version, ready in wanted if ready or (name, version) in self._awaited
+        }
 
     def _set(self, up: bool) -> None:
         if up != self._up:
