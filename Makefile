@@ -12,7 +12,9 @@ help: ## Show this list
 .venv: .venv/installed ## Create the virtual environment (PYTHON=python3.12 chooses another interpreter)
 
 .venv/installed: requirements/dev.txt pyproject.toml
-	$(PYTHON) -m venv .venv
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 13) else \
+		"Inferplane needs Python 3.11 or 3.12, and $(PYTHON) is %d.%d: make .venv PYTHON=python3.12" % v)'
+	$(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements/dev.txt
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@

@@ -17,7 +17,7 @@ from inferplane.server.commands.failures import reported
 from inferplane.server.commands.terminal import say
 from inferplane.server.logging import configure_logging
 from inferplane.server.processes.installation import Mesh, stop_requested, write_ready_file
-from inferplane.server.settings import BASE_PORT, ServiceName, Settings, address
+from inferplane.server.settings import ServiceName, Settings
 from inferplane.server.settings_sources import load_settings
 
 __all__ = ["up"]
@@ -130,13 +130,7 @@ def what_next(mesh: Mesh) -> str:
     ready = mesh.ready()
     admin = ready["admin"]
     return (
-        f"log in:  inferplane login{_mesh_option(ready)} --username {admin['username']}"
+        f"log in:  inferplane login --mesh {shlex.quote(ready['endpoints']['auth'])} --username {admin['username']}"
         f" --password-file {shlex.quote(admin['password_file'])}\n"
         f"logs:    {mesh.log.path if mesh.log else ''}\nCtrl-C stops everything."
     )
-
-
-def _mesh_option(ready: dict[str, Any]) -> str:
-    """What `login` must be told where the services are not at their usual ports."""
-    endpoint = ready["endpoints"]["auth"]
-    return "" if endpoint == address("127.0.0.1", BASE_PORT) else f" --mesh {shlex.quote(endpoint)}"
