@@ -8,13 +8,28 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2
 
+from inferplane.inference.v1.inference_service_pb2 import PredictRequest
 from inferplane.server.access.snapshot import Route
 from inferplane.server.inference.dataplane import given_up
 from inferplane.server.inference.dataplane.forwarder import CALL_COST, Window
 from tests.support.mesh import detail, error_info, failure, until
-from tests.support.stand import data_plane, echo, infer_request, target
+from tests.support.paths import PREDICT
+from tests.support.stand import LIMIT, DataPlane, data_plane, echo, infer_request, target
 
-SMALL = Window(capacity=8 * CALL_COST, each=4 * (CALL_COST + 100), waiting=40 * CALL_COST, waiting_each=20 * CALL_COST)
+SMALL = Window(
+    capacity=8 * CALL_COST,
+    each=4 * (CALL_COST + 100),
+    waiting=40 * CALL_COST,
+    waiting_each=20 * CALL_COST,
+    unknown_answer=0,
+)
+LARGE = 1 << 20
+"""Bytes of an answer that counts for more than one caller's share of this window."""
+ROOMY = SMALL._replace(
+    capacity=4 * LARGE, each_beside=SMALL.each, waiting=400 * CALL_COST, waiting_each=200 * CALL_COST
+)
+COST = CALL_COST + len(infer_request().SerializeToString())
+"""What a small call counts."""
 
 
 class Held:
@@ -204,3 +219,109 @@ async def test_a_call_that_waited_while_its_session_ended_is_refused() -> None:
         held.go.set()
         errors = [each for each in await asyncio.gather(*calls) if isinstance(each, grpc.aio.AioRpcError)]
         assert [error_info(error).reason for error in errors] == ["SESSION_ENDED"]
+
+
+def large(request: Any, size: int = LARGE) -> Any:
+    """An answer of a little more than so many bytes."""
+    return echo(infer_request(request.model_name, values=size // 4))
+
+
+async def unary(plane: DataPlane, count: int) -> None:
+    await asyncio.gather(*(plane.infer() for _ in range(count)))
+
+
+async def typed(plane: DataPlane, count: int) -> None:
+    request = PredictRequest(deployment="deployments/m")
+    request.inputs.add(name="x", datatype="FP32", shape=[1], raw=bytes(4))
+    await asyncio.gather(*(plane.call(request.SerializeToString(), PREDICT) for _ in range(count)))
+
+
+async def streamed(plane: DataPlane, count: int) -> None:
+    call = plane.stream()
+    for _ in range(count):
+        await call.write(infer_request().SerializeToString())
+    await call.done_writing()
+    assert len([answer async for answer in call]) == count
+
+
+@pytest.mark.parametrize("ask", [unary, typed, streamed])
+async def test_large_answers_of_a_caller_take_turns_once_one_was_seen_and_small_ones_of_others_do_not(ask: Any) -> None:
+    held = Held()
+    async with data_plane(window=ROOMY) as plane:
+        plane.triton.answer = large
+        await plane.infer()
+        plane.triton.answer = echo
+        await plane.infer(user="bob")
+        plane.triton.answer = held.answer
+        alices = asyncio.ensure_future(ask(plane, 10))
+        await until(lambda: plane.forwarder._gate.waiting >= 9 * CALL_COST)
+        assert len(plane.triton.requests) == 2 + 1
+        bobs = [asyncio.ensure_future(plane.infer(user="bob")) for _ in range(10)]
+        await until(lambda: plane.forwarder._gate.waiting >= 15 * CALL_COST)
+        assert len(plane.triton.requests) == 2 + 1 + 4
+        assert LARGE < counted(plane, "alice") < 2 * LARGE
+        assert counted(plane, "bob") == 4 * COST
+        held.go.set()
+        await asyncio.gather(alices, *bobs)
+
+
+async def test_many_calls_at_once_with_large_answers_are_all_answered_each_alone_once_one_was_seen() -> None:
+    held, now, beside = Held(), 0, []
+
+    async def answer(request: Any) -> Any:
+        nonlocal now
+        now += 1
+        beside.append(now)
+        await held.go.wait()
+        now -= 1
+        return large(request)
+
+    async with data_plane(window=ROOMY._replace(each=4 * (LARGE // 4 + 100), unknown_answer=LARGE // 4)) as plane:
+        plane.triton.answer = answer
+        calls = [asyncio.ensure_future(plane.infer()) for _ in range(60)]
+        await until(lambda: plane.forwarder._gate.waiting == 56 * COST)
+        assert beside == [1, 2, 3, 4]
+        held.go.set()
+        await asyncio.gather(*calls)
+        assert beside == [1, 2, 3, 4] + 56 * [1]
+        assert plane.forwarder._gate.inside == 0
+
+
+async def test_what_is_expected_of_answers_is_not_held_here() -> None:
+    held = Held()
+    async with data_plane(window=ROOMY._replace(unknown_answer=LARGE)) as plane:
+        plane.triton.answer = held.answer
+        calls = [asyncio.ensure_future(plane.infer()) for _ in range(5)]
+        await until(lambda: plane.forwarder._gate.waiting == 4 * COST)
+        assert plane.forwarder._gate.inside > LARGE
+        assert plane.forwarder.under_way == 5 * COST
+        held.go.set()
+        await asyncio.gather(*calls)
+        assert plane.forwarder.under_way == 0
+
+
+async def test_answers_that_are_larger_than_answers_may_be_take_turns_too() -> None:
+    held = Held()
+    async with data_plane(window=ROOMY) as plane:
+        plane.triton.answer = partial(large, size=LIMIT)
+        assert (await failure(plane.infer())).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        plane.triton.answer = held.answer
+        calls = [asyncio.ensure_future(plane.infer()) for _ in range(5)]
+        await until(lambda: plane.forwarder._gate.waiting == 4 * COST)
+        assert len(plane.triton.requests) == 1 + 1
+        held.go.set()
+        await asyncio.gather(*calls)
+
+
+async def test_a_call_that_was_given_up_counts_what_it_entered_at_whatever_was_seen_since() -> None:
+    held = Held()
+    async with data_plane(window=ROOMY) as plane:
+        plane.triton.answer = held.answer
+        await failure(plane.infer(timeout=0.2))
+        await until(lambda: plane.forwarder.under_way == 0)
+        assert counted(plane, "alice") == COST
+        plane.triton.answer = large
+        await plane.infer()
+        assert counted(plane, "alice") == 0
+        assert plane.forwarder._gate.inside == 0
+        held.go.set()

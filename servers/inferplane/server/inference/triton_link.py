@@ -14,7 +14,7 @@ from inferplane.server.inference.deployments import Served
 from inferplane.server.inference.direct_call import Unary, direct_unary
 from inferplane.server.inference.formats.onnx import DIGEST_PARAMETER
 
-__all__ = ["SERVICE", "RawCall", "TritonLink", "control_problem", "from_triton", "said"]
+__all__ = ["SERVICE", "RawCall", "TritonLink", "control_problem", "from_triton", "said", "size_of_refused"]
 
 log = structlog.get_logger()
 
@@ -150,3 +150,9 @@ def from_triton(error: grpc.aio.AioRpcError) -> InferplaneError:
         case _:
             private = f"Triton: {error.code().name}: {(error.details() or '')[:500]}"
             return InferplaneError(ErrorReason.ERROR_REASON_INFERENCE_FAILED, private=private)
+
+
+def size_of_refused(error: grpc.aio.AioRpcError) -> int:
+    """How many bytes the answer has that is larger than answers may be; 0 if it is not that what `error` says."""
+    sizes = _LARGER.search(error.details() or "") if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED else None
+    return 0 if sizes is None else int(sizes[1])

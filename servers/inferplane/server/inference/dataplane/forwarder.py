@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple, TypeVar
 
 import grpc
@@ -14,27 +15,32 @@ from inferplane.server.errors import InferplaneError
 from inferplane.server.fairness import FairGate
 from inferplane.server.identity.principal import Principal
 from inferplane.server.inference.dataplane.answer import Answer, Output
+from inferplane.server.inference.dataplane.answer_sizes import AnswerSizes
 from inferplane.server.inference.dataplane.attempt import Attempt
 from inferplane.server.inference.dataplane.given_up import GivenUpCalls
 from inferplane.server.inference.dataplane.outcome import Outcomes
 from inferplane.server.inference.dataplane.routing import Admitted, Router, label_output
 from inferplane.server.inference.dataplane.unread import UnreadAnswers
 from inferplane.server.inference.records.labels import MAX_KEPT, LabelSource, label_source
-from inferplane.server.inference.triton_link import TritonLink, from_triton
+from inferplane.server.inference.triton_link import TritonLink, from_triton, size_of_refused
 
 __all__ = ["Forwarder", "Window"]
 
 DecodedT = TypeVar("DecodedT")
 
 CALL_COST = 64 << 10
-"""Bytes that a call counts for beside its body."""
+"""Bytes that a call counts for beside its body, and beside its answer as long as that is no larger."""
 
 
 class Window(NamedTuple):
     """How much is under way to Triton at once, and how much may wait for it; all in bytes, of all callers and of one.
 
-    A call counts as its body and CALL_COST, so 128 small calls of one caller, or a few large ones, are under way:
-    enough to keep Triton busy. While another caller is here it is less, so that their next call does not wait long.
+    A call counts as its body and the answer that is expected, or CALL_COST where that is more. So 128 small calls of
+    one caller, or a few large ones, are under way: enough to keep Triton busy. While another caller is here it is less,
+    so that their next call does not wait long. What waits has no answer yet, and counts as its body and CALL_COST.
+
+    An answer of which nothing is known counts as `unknown_answer`: so until the first one has come, a caller has eight
+    calls of a deployment under way.
     """
 
     capacity: int = 128 << 20
@@ -42,6 +48,7 @@ class Window(NamedTuple):
     each_beside: int = 2 << 20
     waiting: int = 512 << 20
     waiting_each: int = 128 << 20
+    unknown_answer: int = 1 << 20
 
 
 class Forwarder:
@@ -73,11 +80,10 @@ class Forwarder:
             waiting_each=window.waiting_each,
         )
         self._given_up = GivenUpCalls(self._gate)
-
-    @property
-    def under_way(self) -> int:
-        """About how many bytes of requests are here, at Triton or waiting for it."""
-        return self._gate.inside + self._gate.waiting
+        self._answer_sizes = AnswerSizes(window.unknown_answer)
+        self.under_way = 0
+        """About how many bytes of requests are here, at Triton or waiting for it. Answers that are only expected are
+        nowhere."""
 
     async def predict(
         self, principal: Principal, prediction_id: str, body: bytes, remaining: float | None = None
@@ -147,36 +153,54 @@ class Forwarder:
         """What was known of the request when Triton was asked, and its answer."""
         admitted, route = self._router.admit(attempt, principal, body)
         self._unread.check(principal.subject)
-        caller, cost = principal.subject, len(body) + CALL_COST
-        if not self._gate.try_enter(caller, cost):
-            await self._wait(caller, cost, deadline)
-            try:
-                # Its session may have ended; its grants, and the version that is served, may be others by now.
-                self._router.confirm(principal)
-                admitted, route = self._router.admit(attempt, principal, body)
-            except BaseException:
-                self._gate.leave(caller, cost)
-                raise
+        held = len(body) + CALL_COST
+        self.under_way += held
+        try:
+            cost = self._price(principal.subject, route.deployment, body)
+            if not self._gate.try_enter(principal.subject, cost):
+                cost = await self._wait(principal.subject, route.deployment, body, deadline)
+                try:
+                    # Its session may have ended; its grants, and the version that is served, may be others by now.
+                    self._router.confirm(principal)
+                    admitted, route = self._router.admit(attempt, principal, body)
+                except BaseException:
+                    self._gate.leave(principal.subject, cost)
+                    raise
+            return admitted, route, await self._ask(principal.subject, route.deployment, body, cost, deadline)
+        finally:
+            self.under_way -= held
+
+    async def _ask(self, caller: str, deployment: str, body: bytes, cost: int, deadline: float) -> bytes:
+        """What Triton answers. The call has entered at `cost`, and leaves."""
         given_up = True
         try:
-            timeout = deadline - time.monotonic()
-            data = await self._infer(body, self._metadata, timeout)
+            data = await self._infer(body, self._metadata, deadline - time.monotonic())
             given_up = False
+            # Before it leaves: whoever comes in then has the price that this answer shows.
+            self._answer_sizes.learn(caller, deployment, len(data), time.monotonic())
         except grpc.aio.AioRpcError as error:
             given_up = error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+            if size := size_of_refused(error):
+                # gRPC has taken in the whole of it.
+                self._answer_sizes.learn(caller, deployment, size, time.monotonic())
             raise from_triton(error) from error
         finally:
             if given_up:
-                self._given_up.keep(route.deployment, caller, cost)
+                self._given_up.keep(deployment, caller, cost)
             else:
                 self._gate.leave(caller, cost)
-        self._given_up.let_go(route.deployment)
-        return admitted, route, data
+        self._given_up.let_go(deployment)
+        return data
 
-    async def _wait(self, caller: str, cost: int, deadline: float) -> None:
+    def _price(self, caller: str, deployment: str, body: bytes) -> int:
+        return len(body) + max(CALL_COST, self._answer_sizes.expected(caller, deployment))
+
+    async def _wait(self, caller: str, deployment: str, body: bytes, deadline: float) -> int:
+        """What the call has entered at, when its turn has come."""
+        price = partial(self._price, caller, deployment, body)
         try:
             async with asyncio.timeout(deadline - time.monotonic()):
-                await self._gate.enter(caller, cost)
+                return await self._gate.enter(caller, price, waiting=len(body) + CALL_COST)
         except TimeoutError:
             raise InferplaneError(ErrorReason.ERROR_REASON_DEADLINE_EXCEEDED) from None
 
