@@ -266,24 +266,24 @@ async def test_large_answers_of_a_caller_take_turns_once_one_was_seen_and_small_
 
 
 async def test_many_calls_at_once_with_large_answers_are_all_answered_each_alone_once_one_was_seen() -> None:
-    held, now, beside = Held(), 0, []
+    let_go = asyncio.Semaphore(0)
 
     async def answer(request: Any) -> Any:
-        nonlocal now
-        now += 1
-        beside.append(now)
-        await held.go.wait()
-        now -= 1
+        await let_go.acquire()
         return large(request)
 
-    async with data_plane(window=ROOMY._replace(each=4 * (LARGE // 4 + 100), unknown_answer=LARGE // 4)) as plane:
+    async with data_plane(window=ROOMY._replace(each=LARGE + 400, unknown_answer=LARGE // 4)) as plane:
         plane.triton.answer = answer
         calls = [asyncio.ensure_future(plane.infer()) for _ in range(60)]
-        await until(lambda: plane.forwarder._gate.waiting == 56 * COST)
-        assert beside == [1, 2, 3, 4]
-        held.go.set()
+        for answered, under_way in ((0, 4), (4, 1), (5, 1)):
+            await until(lambda answered=answered: sum(call.done() for call in calls) == answered)
+            await until(lambda: plane.forwarder.under_way == sum(not call.done() for call in calls) * COST)
+            assert plane.forwarder._gate.waiting == (60 - answered - under_way) * COST
+            for _ in range(under_way):
+                let_go.release()
+        for _ in calls:
+            let_go.release()
         await asyncio.gather(*calls)
-        assert beside == [1, 2, 3, 4] + 56 * [1]
         assert plane.forwarder._gate.inside == 0
 
 
