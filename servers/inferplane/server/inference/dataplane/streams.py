@@ -18,7 +18,7 @@ from inferplane.server.errors import InferplaneError
 from inferplane.server.ids import uuid7_text
 from inferplane.server.inference.dataplane.forwarder import Forwarder
 from inferplane.server.inference.dataplane.unread import UnreadAnswers
-from inferplane.server.inference.wire import length_prefixed
+from inferplane.server.inference.wire import opening
 from inferplane.server.rpc.call import Call
 from inferplane.server.rpc.errors import public_message
 from inferplane.server.rpc.intake.bodies import BodyReader
@@ -144,7 +144,8 @@ class PredictionStream:
             return _Reply(_refusal(InferplaneError(ErrorReason.ERROR_REASON_INTERNAL), data), 0)
         if len(self._names) < MOST_NAMES:
             self._names.add(answer.deployment)
-        message = length_prefixed(_INFER_RESPONSE, answer.data + _said_of_each(prediction_id))
+        said = _said_of_each(prediction_id)
+        message = b"".join((opening(_INFER_RESPONSE, len(answer.data) + len(said)), answer.data, said))
         return _Reply(message, len(answer.data))
 
     def _check_caller(self) -> None:
