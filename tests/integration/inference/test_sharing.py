@@ -10,7 +10,7 @@ from google.rpc import error_details_pb2
 
 from inferplane.inference.v1.inference_service_pb2 import PredictRequest
 from inferplane.server.access.snapshot import Route
-from inferplane.server.inference.dataplane import given_up
+from inferplane.server.inference.dataplane import given_up, surplus
 from inferplane.server.inference.dataplane.forwarder import CALL_COST, Window
 from tests.support.mesh import detail, error_info, failure, until
 from tests.support.paths import PREDICT
@@ -272,11 +272,14 @@ async def test_many_calls_at_once_with_large_answers_are_all_answered_each_alone
         await let_go.acquire()
         return large(request)
 
+    def answers_are(count: int) -> bool:
+        return sum(call.done() for call in calls) == count
+
     async with data_plane(window=ROOMY._replace(each=LARGE + 400, unknown_answer=LARGE // 4)) as plane:
         plane.triton.answer = answer
         calls = [asyncio.ensure_future(plane.infer()) for _ in range(60)]
         for answered, under_way in ((0, 4), (4, 1), (5, 1)):
-            await until(lambda answered=answered: sum(call.done() for call in calls) == answered)
+            await until(partial(answers_are, answered))
             await until(lambda: plane.forwarder.under_way == sum(not call.done() for call in calls) * COST)
             assert plane.forwarder._gate.waiting == (60 - answered - under_way) * COST
             for _ in range(under_way):
@@ -325,3 +328,35 @@ async def test_a_call_that_was_given_up_counts_what_it_entered_at_whatever_was_s
         assert counted(plane, "alice") == 0
         assert plane.forwarder._gate.inside == 0
         held.go.set()
+
+
+async def test_large_answers_that_hid_behind_small_ones_are_ended_when_the_first_shows_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(surplus, "MOST", 3 * LARGE)
+    monkeypatch.setattr(surplus, "FEWEST", 2)
+    held, first = Held(), asyncio.Event()
+
+    async def answer(request: Any) -> Any:
+        if request.id == "first":
+            await first.wait()
+        else:
+            await held.go.wait()
+        return large(request)
+
+    async with data_plane(window=Window()) as plane:
+        await plane.infer()
+        plane.triton.answer = answer
+        calls = [asyncio.ensure_future(plane.infer(infer_request(id="first")))]
+        await until(lambda: len(plane.triton.requests) == 2)
+        calls += [asyncio.ensure_future(failure_or_answer(plane.infer())) for _ in range(10)]
+        await until(lambda: len(plane.triton.requests) == 12)
+        first.set()
+        await until(lambda: sum(call.done() for call in calls) == 1 + 8)
+        held.go.set()
+        answers = await asyncio.gather(*calls)
+        refused = [each for each in answers if isinstance(each, grpc.aio.AioRpcError)]
+        assert {error_info(error).reason for error in refused} == {"OVERLOADED"}
+        assert len(refused) == 8
+        assert counted(plane, "alice") == 0
+        assert plane.forwarder._surplus._calls == {}

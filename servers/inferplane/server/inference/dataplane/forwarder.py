@@ -20,6 +20,7 @@ from inferplane.server.inference.dataplane.attempt import Attempt
 from inferplane.server.inference.dataplane.given_up import GivenUpCalls
 from inferplane.server.inference.dataplane.outcome import Outcomes
 from inferplane.server.inference.dataplane.routing import Admitted, Router, label_output
+from inferplane.server.inference.dataplane.surplus import Surplus
 from inferplane.server.inference.dataplane.unread import UnreadAnswers
 from inferplane.server.inference.records.labels import MAX_KEPT, LabelSource, label_source
 from inferplane.server.inference.triton_link import TritonLink, from_triton, size_of_refused
@@ -39,8 +40,8 @@ class Window(NamedTuple):
     one caller, or a few large ones, are under way: enough to keep Triton busy. While another caller is here it is less,
     so that their next call does not wait long. What waits has no answer yet, and counts as its body and CALL_COST.
 
-    An answer of which nothing is known counts as `unknown_answer`: so until the first one has come, a caller has eight
-    calls of a deployment under way.
+    An answer of which nothing is known counts as `unknown_answer`: so until the first one has come, a caller has about
+    eight calls under way.
     """
 
     capacity: int = 128 << 20
@@ -81,6 +82,7 @@ class Forwarder:
         )
         self._given_up = GivenUpCalls(self._gate)
         self._answer_sizes = AnswerSizes(window.unknown_answer)
+        self._surplus = Surplus(self._answer_sizes)
         self.under_way = 0
         """About how many bytes of requests are here, at Triton or waiting for it. Answers that are only expected are
         nowhere."""
@@ -174,15 +176,22 @@ class Forwarder:
         """What Triton answers. The call has entered at `cost`, and leaves."""
         given_up = True
         try:
-            data = await self._infer(body, self._metadata, deadline - time.monotonic())
+            async with asyncio.timeout(None) as limit:
+                self._surplus.add(caller, deployment, limit)
+                try:
+                    data = await self._infer(body, self._metadata, deadline - time.monotonic())
+                finally:
+                    self._surplus.discard(caller, deployment, limit)
             given_up = False
             # Before it leaves: whoever comes in then has the price that this answer shows.
-            self._answer_sizes.learn(caller, deployment, len(data), time.monotonic())
+            self._surplus.learn(caller, deployment, len(data), time.monotonic())
+        except TimeoutError:
+            raise InferplaneError.overloaded("answers are larger than those before them") from None
         except grpc.aio.AioRpcError as error:
             given_up = error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
             if size := size_of_refused(error):
                 # gRPC has taken in the whole of it.
-                self._answer_sizes.learn(caller, deployment, size, time.monotonic())
+                self._surplus.learn(caller, deployment, size, time.monotonic())
             raise from_triton(error) from error
         finally:
             if given_up:
