@@ -175,88 +175,6 @@ async def test_whatever_comes_and_goes_in_the_end_nothing_is_left(seed: int) -> 
     assert most <= 9
 
 
-async def test_what_waits_counts_what_it_waits_with_and_then_what_it_costs_inside() -> None:
-    present = gate(capacity=10, each=10, waiting=5, waiting_each=3)
-    assert present.try_enter("a", 8)
-    tasks = [asyncio.create_task(present.enter("a", 8, waiting=1)) for _ in range(3)]
-    await asyncio.sleep(0)
-    assert (present.inside, present.waiting) == (8, 3)
-    with pytest.raises(InferplaneError):
-        await present.enter("a", 8, waiting=1)
-    for task in tasks:
-        present.leave("a", 8)
-        assert await task == 8
-    present.leave("a", 8)
-    assert (present.inside, present.waiting, present._shares) == (0, 0, {})
-
-
-async def test_what_waits_enters_at_what_it_costs_when_its_turn_comes() -> None:
-    present = gate(capacity=10, each=4)
-    price = 1
-    assert present.try_enter("a", 4)
-    tasks = [asyncio.create_task(present.enter("a", lambda: price)) for _ in range(4)]
-    await asyncio.sleep(0)
-    price = 3
-    present.leave("a", 4)
-    assert await tasks[0] == 3
-    assert not any(task.done() for task in tasks[1:])
-    price = 2
-    present.leave("a", 3)
-    assert await asyncio.gather(*tasks[1:3]) == [2, 2]
-    assert not tasks[3].done()
-    present.leave("a", 2)
-    present.leave("a", 2)
-    present.leave("a", await tasks[3])
-    assert (present.inside, present.waiting, present._shares) == (0, 0, {})
-
-
-async def test_who_is_let_in_and_cancelled_at_once_leaves_nothing_behind_whatever_it_would_cost_by_then() -> None:
-    present = gate(capacity=4, each=4)
-    price = 2
-    assert present.try_enter("a", 4)
-    task = asyncio.create_task(present.enter("a", lambda: price))
-    await asyncio.sleep(0)
-    present.leave("a", 4)
-    assert present.inside == 2
-    price = 3
-    task.cancel()
-    await asyncio.wait([task])
-    assert task.cancelled()
-    assert (present.inside, present.waiting, present._shares) == (0, 0, {})
-
-
-@pytest.mark.parametrize("seed", range(60))
-async def test_whatever_prices_do_everybody_gets_in_and_in_the_end_nothing_is_left(seed: int) -> None:
-    choose = random.Random(seed)  # noqa: S311 - a test that must repeat
-    present = gate(capacity=7, each=3, waiting=1000, waiting_each=1000)
-    prices = dict.fromkeys("abcde", 1)
-    entered = 0
-
-    async def work(caller: str, turns: int) -> None:
-        nonlocal entered
-        cost = await present.enter(caller, lambda: prices[caller], waiting=1)
-        entered += 1
-        try:
-            for _ in range(turns):
-                await asyncio.sleep(0)
-            prices[caller] = choose.randint(1, 9)
-        finally:
-            present.leave(caller, cost)
-
-    tasks = []
-    cancelled = 0
-    for _ in range(300):
-        tasks.append(asyncio.create_task(work(choose.choice("abcde"), choose.randint(0, 5))))
-        if choose.random() < 0.1:
-            cancelled += choose.choice(tasks).cancel()
-        if choose.random() < 0.5:
-            await asyncio.sleep(0)
-    async with asyncio.timeout(10):
-        await asyncio.gather(*tasks, return_exceptions=True)
-    assert (present.inside, present.waiting, present._shares) == (0, 0, {})
-    assert entered >= 300 - cancelled
-
-
 def displacing_gate() -> FairGate:
     """One inside, three waiting."""
     return FairGate("full", capacity=1, each=1, waiting=3, waiting_each=3, displace=True)
@@ -293,15 +211,3 @@ async def test_who_is_displaced_and_cancelled_at_once_leaves_nothing_behind() ->
         await asyncio.wait([newcomer])
     present.leave("inside", 1)
     assert (present.inside, present.waiting, present._shares) == (0, 0, {})
-
-
-async def test_places_to_wait_are_taken_by_what_waits_not_by_what_it_would_cost_inside() -> None:
-    present = displacing_gate()
-    assert present.try_enter("inside", 1)
-    tasks = [asyncio.create_task(present.enter(caller, 1000, waiting=1)) for caller in ("a", "b", "a", "c")]
-    await asyncio.wait([tasks[2]])
-    assert isinstance(tasks[2].exception(), InferplaneError)
-    assert present.waiting == 3
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)

@@ -3,7 +3,6 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from inferplane.server.errors import InferplaneError
@@ -16,17 +15,10 @@ BESIDE_FOR = 1.0
 
 @dataclass(slots=True, eq=False)
 class _Turn:
-    """Work that waits for its turn, and counts as `waiting` until then."""
+    """Work that waits for its turn."""
 
-    waiting: int
-    price: Callable[[], int] | int
-    admitted: "asyncio.Future[int]"
-    """What it costs inside, once it is there."""
-
-    @property
-    def cost(self) -> int:
-        """What it would cost inside now."""
-        return self.price if isinstance(self.price, int) else self.price()
+    cost: int
+    admitted: "asyncio.Future[None]"
 
 
 @dataclass(slots=True)
@@ -47,8 +39,6 @@ class FairGate:
     caller. At most a cost of `waiting` waits, `waiting_each` of one caller. Costs are in whatever unit the gate is
     for; work that costs more than `each` gets in when its caller has nothing else inside, and above `capacity` when
     nobody has. Of callers that have nothing here nothing is kept but the names of the last two.
-
-    Work may count less while it waits than inside, and what it costs inside may be found when its turn comes.
 
     `each_beside` is what one caller may have inside while another is here; by default `each`, too.
 
@@ -98,29 +88,25 @@ class FairGate:
         self.inside += cost
         return True
 
-    async def enter(self, caller: str, cost: Callable[[], int] | int, waiting: int | None = None) -> int:
-        """Enter, after waiting if need be; then `leave` must follow, with the cost that is returned.
+    async def enter(self, caller: str, cost: int) -> None:
+        """Enter, after waiting if need be; then `leave` must follow.
 
-        A `cost` that may change is asked for whenever its turn may have come. Until then `waiting` counts, by default
-        what it costs now. Raises OVERLOADED where as much waits as may: at once, or when another takes the place to
-        wait.
+        Raises OVERLOADED where as much waits as may: at once, or when another takes the place to wait.
         """
-        now = cost if isinstance(cost, int) else cost()
-        if self.try_enter(caller, now):
-            return now
-        waiting = now if waiting is None else waiting
+        if self.try_enter(caller, cost):
+            return
         share = self._shares.setdefault(caller, _Share())
-        if share.waiting + waiting > self._most_waiting_each or not self._may_wait(share, waiting):
+        if share.waiting + cost > self._most_waiting_each or not self._may_wait(share, cost):
             self._drop_if_idle(caller, share)
             raise InferplaneError.overloaded(self._full)
-        turn = _Turn(waiting, cost, asyncio.get_running_loop().create_future())
+        turn = _Turn(cost, asyncio.get_running_loop().create_future())
         share.queue.append(turn)
-        share.waiting += waiting
-        self.waiting += waiting
+        share.waiting += cost
+        self.waiting += cost
         self._enlist(caller, share)
         self._admit()
         try:
-            return await turn.admitted
+            await turn.admitted
         except asyncio.CancelledError:
             self._give_up(caller, share, turn)
             raise
@@ -145,16 +131,16 @@ class FairGate:
         if self._line:
             self._admit()
 
-    def _may_wait(self, share: _Share, waiting: int) -> bool:
+    def _may_wait(self, share: _Share, cost: int) -> bool:
         """Whether there is a place to wait; one is taken from another if need be."""
-        beyond = self.waiting + waiting - self._most_waiting
+        beyond = self.waiting + cost - self._most_waiting
         if beyond <= 0:
             return True
         most = max(self._shares.values(), key=lambda other: other.waiting)
         if not self._displace or not most.queue:
             return False
         newest = most.queue[-1]
-        if newest.waiting < beyond or most.waiting - newest.waiting < share.waiting + waiting:
+        if newest.cost < beyond or most.waiting - newest.cost < share.waiting + cost:
             return False
         most.queue.pop()
         self._count_out(most, newest)
@@ -184,7 +170,7 @@ class FairGate:
         if not turn.admitted.cancelled():
             # Let in, or displaced, at the very moment in which it was cancelled.
             if turn.admitted.exception() is None:
-                self.leave(caller, turn.admitted.result())
+                self.leave(caller, turn.cost)
             return
         if turn in share.queue:
             share.queue.remove(turn)
@@ -204,14 +190,13 @@ class FairGate:
         while self._line:
             caller = self._line[0]
             share = self._shares.get(caller)
-            cost = share.queue[0].cost if share is not None and share.queue else None
-            if share is None or cost is None or not self._fits(caller, share, cost):
+            if share is None or not share.queue or not self._fits(caller, share, share.queue[0].cost):
                 self._line.popleft()
                 if share is not None:
                     share.listed = False
                     self._drop_if_idle(caller, share)
                 continue
-            if not self._has_room(cost):
+            if not self._has_room(share.queue[0].cost):
                 return
             self._line.popleft()
             share.listed = False
@@ -219,15 +204,15 @@ class FairGate:
             self._count_out(share, turn)
             # One that was cancelled has not been told yet.
             if not turn.admitted.cancelled():
-                share.inside += cost
-                self.inside += cost
-                turn.admitted.set_result(cost)
+                share.inside += turn.cost
+                self.inside += turn.cost
+                turn.admitted.set_result(None)
             self._enlist(caller, share)
             self._drop_if_idle(caller, share)
 
     def _count_out(self, share: _Share, turn: _Turn) -> None:
-        share.waiting -= turn.waiting
-        self.waiting -= turn.waiting
+        share.waiting -= turn.cost
+        self.waiting -= turn.cost
 
     def _drop_if_idle(self, caller: str, share: _Share) -> None:
         idle = not share.inside and not share.queue and not share.listed

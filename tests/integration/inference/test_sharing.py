@@ -10,26 +10,15 @@ from google.rpc import error_details_pb2
 
 from inferplane.inference.v1.inference_service_pb2 import PredictRequest
 from inferplane.server.access.snapshot import Route
-from inferplane.server.inference.dataplane import given_up, surplus
+from inferplane.server.inference.dataplane import given_up
+from inferplane.server.inference.dataplane.answer_turns import FEWEST
 from inferplane.server.inference.dataplane.forwarder import CALL_COST, Window
+from inferplane.server.inference.dataplane.unread import EACH
 from tests.support.mesh import detail, error_info, failure, until
 from tests.support.paths import PREDICT
-from tests.support.stand import LIMIT, DataPlane, data_plane, echo, infer_request, target
+from tests.support.stand import DataPlane, data_plane, echo, infer_request, target
 
-SMALL = Window(
-    capacity=8 * CALL_COST,
-    each=4 * (CALL_COST + 100),
-    waiting=40 * CALL_COST,
-    waiting_each=20 * CALL_COST,
-    unknown_answer=0,
-)
-LARGE = 1 << 20
-"""Bytes of an answer that counts for more than one caller's share of this window."""
-ROOMY = SMALL._replace(
-    capacity=4 * LARGE, each_beside=SMALL.each, waiting=400 * CALL_COST, waiting_each=200 * CALL_COST
-)
-COST = CALL_COST + len(infer_request().SerializeToString())
-"""What a small call counts."""
+SMALL = Window(capacity=8 * CALL_COST, each=4 * (CALL_COST + 100), waiting=40 * CALL_COST, waiting_each=20 * CALL_COST)
 
 
 class Held:
@@ -221,8 +210,8 @@ async def test_a_call_that_waited_while_its_session_ended_is_refused() -> None:
         assert [error_info(error).reason for error in errors] == ["SESSION_ENDED"]
 
 
-def large(request: Any, size: int = LARGE) -> Any:
-    """An answer of a little more than so many bytes."""
+def large(request: Any, size: int = 9 << 20) -> Any:
+    """An answer of so many bytes, of which four are more than are on their way at once."""
     return echo(infer_request(request.model_name, values=size // 4))
 
 
@@ -245,118 +234,39 @@ async def streamed(plane: DataPlane, count: int) -> None:
 
 
 @pytest.mark.parametrize("ask", [unary, typed, streamed])
-async def test_large_answers_of_a_caller_take_turns_once_one_was_seen_and_small_ones_of_others_do_not(ask: Any) -> None:
+async def test_large_answers_of_a_caller_take_turns_and_nobody_elses_do(ask: Any) -> None:
     held = Held()
-    async with data_plane(window=ROOMY) as plane:
+    async with data_plane(window=Window(), max_message_size=16 << 20) as plane:
         plane.triton.answer = large
         await plane.infer()
         plane.triton.answer = echo
         await plane.infer(user="bob")
         plane.triton.answer = held.answer
         alices = asyncio.ensure_future(ask(plane, 10))
-        await until(lambda: plane.forwarder._gate.waiting >= 9 * CALL_COST)
-        assert len(plane.triton.requests) == 2 + 1
-        bobs = [asyncio.ensure_future(plane.infer(user="bob")) for _ in range(10)]
-        await until(lambda: plane.forwarder._gate.waiting >= 15 * CALL_COST)
-        assert len(plane.triton.requests) == 2 + 1 + 4
-        assert LARGE < counted(plane, "alice") < 2 * LARGE
-        assert counted(plane, "bob") == 4 * COST
+        await until(lambda: waiting_answers(plane) == 10 - FEWEST)
+        assert len(plane.triton.requests) == 2 + FEWEST
+        bobs = [asyncio.ensure_future(plane.infer(user="bob")) for _ in range(20)]
+        await until(lambda: len(plane.triton.requests) == 2 + FEWEST + 20)
         held.go.set()
         await asyncio.gather(alices, *bobs)
-
-
-async def test_many_calls_at_once_with_large_answers_are_all_answered_each_alone_once_one_was_seen() -> None:
-    let_go = asyncio.Semaphore(0)
-
-    async def answer(request: Any) -> Any:
-        await let_go.acquire()
-        return large(request)
-
-    def answers_are(count: int) -> bool:
-        return sum(call.done() for call in calls) == count
-
-    async with data_plane(window=ROOMY._replace(each=LARGE + 400, unknown_answer=LARGE // 4)) as plane:
-        plane.triton.answer = answer
-        calls = [asyncio.ensure_future(plane.infer()) for _ in range(60)]
-        for answered, under_way in ((0, 4), (4, 1), (5, 1)):
-            await until(partial(answers_are, answered))
-            await until(lambda: plane.forwarder.under_way == sum(not call.done() for call in calls) * COST)
-            assert plane.forwarder._gate.waiting == (60 - answered - under_way) * COST
-            for _ in range(under_way):
-                let_go.release()
-        for _ in calls:
-            let_go.release()
-        await asyncio.gather(*calls)
         assert plane.forwarder._gate.inside == 0
 
 
-async def test_what_is_expected_of_answers_is_not_held_here() -> None:
+async def test_a_call_that_waited_for_large_answers_is_refused_where_these_were_not_read() -> None:
     held = Held()
-    async with data_plane(window=ROOMY._replace(unknown_answer=LARGE)) as plane:
-        plane.triton.answer = held.answer
-        calls = [asyncio.ensure_future(plane.infer()) for _ in range(5)]
-        await until(lambda: plane.forwarder._gate.waiting == 4 * COST)
-        assert plane.forwarder._gate.inside > LARGE
-        assert plane.forwarder.under_way == 5 * COST
-        held.go.set()
-        await asyncio.gather(*calls)
-        assert plane.forwarder.under_way == 0
-
-
-async def test_answers_that_are_larger_than_answers_may_be_take_turns_too() -> None:
-    held = Held()
-    async with data_plane(window=ROOMY) as plane:
-        plane.triton.answer = partial(large, size=LIMIT)
-        assert (await failure(plane.infer())).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        plane.triton.answer = held.answer
-        calls = [asyncio.ensure_future(plane.infer()) for _ in range(5)]
-        await until(lambda: plane.forwarder._gate.waiting == 4 * COST)
-        assert len(plane.triton.requests) == 1 + 1
-        held.go.set()
-        await asyncio.gather(*calls)
-
-
-async def test_a_call_that_was_given_up_counts_what_it_entered_at_whatever_was_seen_since() -> None:
-    held = Held()
-    async with data_plane(window=ROOMY) as plane:
-        plane.triton.answer = held.answer
-        await failure(plane.infer(timeout=0.2))
-        await until(lambda: plane.forwarder.under_way == 0)
-        assert counted(plane, "alice") == COST
+    async with data_plane(window=Window(), max_message_size=16 << 20) as plane:
         plane.triton.answer = large
         await plane.infer()
-        assert counted(plane, "alice") == 0
+        plane.triton.answer = held.answer
+        calls = [asyncio.ensure_future(failure_or_answer(plane.infer())) for _ in range(10)]
+        await until(lambda: waiting_answers(plane) == 10 - FEWEST)
+        plane.unread.hold("users/alice", EACH)
+        held.go.set()
+        refused = [each for each in await asyncio.gather(*calls) if isinstance(each, grpc.aio.AioRpcError)]
+        assert [error_info(error).reason for error in refused] == ["OVERLOADED"] * (10 - FEWEST)
+        assert len(plane.triton.requests) == 1 + FEWEST
         assert plane.forwarder._gate.inside == 0
-        held.go.set()
 
 
-async def test_large_answers_that_hid_behind_small_ones_are_ended_when_the_first_shows_them(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(surplus, "MOST", 3 * LARGE)
-    monkeypatch.setattr(surplus, "FEWEST", 2)
-    held, first = Held(), asyncio.Event()
-
-    async def answer(request: Any) -> Any:
-        if request.id == "first":
-            await first.wait()
-        else:
-            await held.go.wait()
-        return large(request)
-
-    async with data_plane(window=Window()) as plane:
-        await plane.infer()
-        plane.triton.answer = answer
-        calls = [asyncio.ensure_future(plane.infer(infer_request(id="first")))]
-        await until(lambda: len(plane.triton.requests) == 2)
-        calls += [asyncio.ensure_future(failure_or_answer(plane.infer())) for _ in range(10)]
-        await until(lambda: len(plane.triton.requests) == 12)
-        first.set()
-        await until(lambda: sum(call.done() for call in calls) == 1 + 8)
-        held.go.set()
-        answers = await asyncio.gather(*calls)
-        refused = [each for each in answers if isinstance(each, grpc.aio.AioRpcError)]
-        assert {error_info(error).reason for error in refused} == {"OVERLOADED"}
-        assert len(refused) == 8
-        assert counted(plane, "alice") == 0
-        assert plane.forwarder._surplus._calls == {}
+def waiting_answers(plane: DataPlane) -> int:
+    return sum(len(state.waiting) for state in plane.forwarder._answer_turns._states.values())

@@ -152,7 +152,7 @@ def from_triton(error: grpc.aio.AioRpcError) -> InferplaneError:
             return InferplaneError(ErrorReason.ERROR_REASON_INFERENCE_FAILED, private=private)
 
 
-def size_of_refused(error: grpc.aio.AioRpcError) -> int:
-    """How many bytes the answer has that is larger than answers may be; 0 if it is not that what `error` says."""
+def size_of_refused(error: grpc.aio.AioRpcError) -> int | None:
+    """How many bytes the answer has that is larger than answers may be; None if it is not that what `error` says."""
     sizes = _LARGER.search(error.details() or "") if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED else None
-    return 0 if sizes is None else int(sizes[1])
+    return None if sizes is None else int(sizes[1])

@@ -2,8 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Awaitable, Callable
 from typing import NamedTuple, TypeVar
 
 import grpc
@@ -15,12 +14,11 @@ from inferplane.server.errors import InferplaneError
 from inferplane.server.fairness import FairGate
 from inferplane.server.identity.principal import Principal
 from inferplane.server.inference.dataplane.answer import Answer, Output
-from inferplane.server.inference.dataplane.answer_sizes import AnswerSizes
+from inferplane.server.inference.dataplane.answer_turns import AnswerTurns, Kind
 from inferplane.server.inference.dataplane.attempt import Attempt
 from inferplane.server.inference.dataplane.given_up import GivenUpCalls
 from inferplane.server.inference.dataplane.outcome import Outcomes
 from inferplane.server.inference.dataplane.routing import Admitted, Router, label_output
-from inferplane.server.inference.dataplane.surplus import Surplus
 from inferplane.server.inference.dataplane.unread import UnreadAnswers
 from inferplane.server.inference.records.labels import MAX_KEPT, LabelSource, label_source
 from inferplane.server.inference.triton_link import TritonLink, from_triton, size_of_refused
@@ -30,18 +28,15 @@ __all__ = ["Forwarder", "Window"]
 DecodedT = TypeVar("DecodedT")
 
 CALL_COST = 64 << 10
-"""Bytes that a call counts for beside its body, and beside its answer as long as that is no larger."""
+"""Bytes that a call counts for beside its body."""
 
 
 class Window(NamedTuple):
     """How much is under way to Triton at once, and how much may wait for it; all in bytes, of all callers and of one.
 
-    A call counts as its body and the answer that is expected, or CALL_COST where that is more. So 128 small calls of
-    one caller, or a few large ones, are under way: enough to keep Triton busy. While another caller is here it is less,
-    so that their next call does not wait long. What waits has no answer yet, and counts as its body and CALL_COST.
-
-    An answer of which nothing is known counts as `unknown_answer`: so until the first one has come, a caller has about
-    eight calls under way.
+    A call counts as its body and CALL_COST, so 128 small calls of one caller, or a few large ones, are under way:
+    enough to keep Triton busy, where their answers are not large (`answer_turns.py`). While another caller is here it
+    is less, so that their next call does not wait long.
     """
 
     capacity: int = 128 << 20
@@ -49,7 +44,6 @@ class Window(NamedTuple):
     each_beside: int = 2 << 20
     waiting: int = 512 << 20
     waiting_each: int = 128 << 20
-    unknown_answer: int = 1 << 20
 
 
 class Forwarder:
@@ -81,11 +75,12 @@ class Forwarder:
             waiting_each=window.waiting_each,
         )
         self._given_up = GivenUpCalls(self._gate)
-        self._answer_sizes = AnswerSizes(window.unknown_answer)
-        self._surplus = Surplus(self._answer_sizes)
-        self.under_way = 0
-        """About how many bytes of requests are here, at Triton or waiting for it. Answers that are only expected are
-        nowhere."""
+        self._answer_turns = AnswerTurns(time.monotonic)
+
+    @property
+    def under_way(self) -> int:
+        """About how many bytes of requests are here, at Triton or waiting for it."""
+        return self._gate.inside + self._gate.waiting
 
     async def predict(
         self, principal: Principal, prediction_id: str, body: bytes, remaining: float | None = None
@@ -155,63 +150,50 @@ class Forwarder:
         """What was known of the request when Triton was asked, and its answer."""
         admitted, route = self._router.admit(attempt, principal, body)
         self._unread.check(principal.subject)
-        held = len(body) + CALL_COST
-        self.under_way += held
+        caller, cost = principal.subject, len(body) + CALL_COST
+        kind = Kind.of(caller, route.deployment, body)
+        waited = not self._gate.try_enter(caller, cost)
+        if waited:
+            await _until(deadline, self._gate.enter(caller, cost))
         try:
-            cost = self._price(principal.subject, route.deployment, body)
-            if not self._gate.try_enter(principal.subject, cost):
-                cost = await self._wait(principal.subject, route.deployment, body, deadline)
-                try:
-                    # Its session may have ended; its grants, and the version that is served, may be others by now.
-                    self._router.confirm(principal)
-                    admitted, route = self._router.admit(attempt, principal, body)
-                except BaseException:
-                    self._gate.leave(principal.subject, cost)
-                    raise
-            return admitted, route, await self._ask(principal.subject, route.deployment, body, cost, deadline)
-        finally:
-            self.under_way -= held
-
-    async def _ask(self, caller: str, deployment: str, body: bytes, cost: int, deadline: float) -> bytes:
-        """What Triton answers. The call has entered at `cost`, and leaves."""
-        given_up = True
+            if not self._answer_turns.try_enter(kind):
+                waited = True
+                await _until(deadline, self._answer_turns.enter(kind))
+        except BaseException:
+            self._gate.leave(caller, cost)
+            raise
+        given_up, size = False, None
         try:
-            async with asyncio.timeout(None) as limit:
-                self._surplus.add(caller, deployment, limit)
-                try:
-                    data = await self._infer(body, self._metadata, deadline - time.monotonic())
-                finally:
-                    self._surplus.discard(caller, deployment, limit)
-            given_up = False
-            # Before it leaves: whoever comes in then has the price that this answer shows.
-            self._surplus.learn(caller, deployment, len(data), time.monotonic())
-        except TimeoutError:
-            raise InferplaneError.overloaded("answers are larger than those before them") from None
+            if waited:
+                # Its session may have ended; its grants, and the version that is served, may be others by now, and its
+                # answers unread.
+                self._router.confirm(principal)
+                admitted, route = self._router.admit(attempt, principal, body)
+                self._unread.check(caller)
+            given_up = True
+            data = await self._infer(body, self._metadata, deadline - time.monotonic())
+            given_up, size = False, len(data)
         except grpc.aio.AioRpcError as error:
             given_up = error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-            if size := size_of_refused(error):
-                # gRPC has taken in the whole of it.
-                self._surplus.learn(caller, deployment, size, time.monotonic())
+            size = size_of_refused(error)
             raise from_triton(error) from error
         finally:
+            self._answer_turns.leave(kind, size)
             if given_up:
-                self._given_up.keep(deployment, caller, cost)
+                self._given_up.keep(route.deployment, caller, cost)
             else:
                 self._gate.leave(caller, cost)
-        self._given_up.let_go(deployment)
-        return data
+        self._given_up.let_go(route.deployment)
+        return admitted, route, data
 
-    def _price(self, caller: str, deployment: str, body: bytes) -> int:
-        return len(body) + max(CALL_COST, self._answer_sizes.expected(caller, deployment))
 
-    async def _wait(self, caller: str, deployment: str, body: bytes, deadline: float) -> int:
-        """What the call has entered at, when its turn has come."""
-        price = partial(self._price, caller, deployment, body)
-        try:
-            async with asyncio.timeout(deadline - time.monotonic()):
-                return await self._gate.enter(caller, price, waiting=len(body) + CALL_COST)
-        except TimeoutError:
-            raise InferplaneError(ErrorReason.ERROR_REASON_DEADLINE_EXCEEDED) from None
+async def _until(deadline: float, turn: Awaitable[None]) -> None:
+    """Wait for a turn; DEADLINE_EXCEEDED at `deadline`, on the monotonic clock."""
+    try:
+        async with asyncio.timeout(deadline - time.monotonic()):
+            await turn
+    except TimeoutError:
+        raise InferplaneError(ErrorReason.ERROR_REASON_DEADLINE_EXCEEDED) from None
 
 
 async def _labels_of(answer: Answer, output: Output) -> LabelSource:
