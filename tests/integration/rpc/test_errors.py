@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import grpc
+import hpack
 import pytest
 from google.protobuf.empty_pb2 import Empty
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -16,6 +17,7 @@ from inferplane.common.v1.errors_pb2 import ErrorReason
 from inferplane.server.errors import InferplaneError
 from inferplane.server.rpc.errors import CATALOG
 from inferplane.server.rpc.methods import MissingAccessRuleError
+from tests.support.frames import PREFACE, SETTINGS, frame
 from tests.support.mesh import error_info, failure, reason, until
 from tests.support.paths import WHO
 from tests.support.stand import Stand, running, who_am_i
@@ -77,6 +79,25 @@ async def test_malformed_bytes_are_an_invalid_argument() -> None:
 async def test_an_unknown_method_is_unimplemented_with_error_info(path: str) -> None:
     async with stand(answer) as server:
         assert await reason(server.call(path=path)) == (grpc.StatusCode.UNIMPLEMENTED, "UNKNOWN_METHOD")
+
+
+async def test_a_path_that_is_no_text_harms_nobody() -> None:
+    """Some versions of gRPC's library end the whole server."""
+    encoder = hpack.Encoder()
+    path = b"\x04\x02/\xff"
+    begin = encoder.encode([(":method", "POST"), (":scheme", "http"), (":authority", "x")])
+    block = begin + path + encoder.encode([("content-type", "application/grpc"), ("te", "trailers")])
+    async with stand(answer) as server:
+        host, _, port = server.address.rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        # Headers, and a ping whose answer comes when they have been read.
+        writer.write(PREFACE + SETTINGS + frame(1, block, stream=1, flags=5) + frame(6, bytes(8)))
+        answered = b""
+        while frame(6, bytes(8), flags=1) not in answered:
+            answered += await reader.readexactly(1)
+        for _ in range(3):
+            await server.call()
+        writer.close()
 
 
 async def test_a_call_ends_at_its_cap_even_if_the_client_set_no_deadline() -> None:
