@@ -29,7 +29,7 @@ def direct_unary(channel: grpc.aio.Channel, path: str) -> Unary:
 def _is_known(channel: Any) -> bool:
     """Whether it takes what `_direct` gives it, and has what that asks for: tried with a call that is never sent."""
     try:
-        trial = channel.call(b"/", time.time(), None, None, 0)
+        trial = channel.call(b"/", time.time(), None, None)
         trial.unary_unary(b"", (), None).close()
         return all(map(callable, (trial.is_ok, trial.status, trial.cancel, trial.initial_metadata)))
     except (AttributeError, TypeError):
@@ -49,7 +49,7 @@ def usual_unary(channel: grpc.aio.Channel, path: str) -> Unary:
 
 def _direct(channel: Any, path: bytes) -> Unary:
     async def call(body: bytes, metadata: tuple[tuple[str, str], ...], timeout: float) -> bytes:
-        underway = channel.call(path, time.time() + timeout, None, None, 0)
+        underway = channel.call(path, time.time() + timeout, None, None)
         try:
             answer: bytes = await underway.unary_unary(body, metadata, None)
         except asyncio.CancelledError:
