@@ -8,15 +8,11 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2
 
-from inferplane.inference.v1.inference_service_pb2 import PredictRequest
 from inferplane.server.access.snapshot import Route
 from inferplane.server.inference.dataplane import given_up
-from inferplane.server.inference.dataplane.answer_turns import FEWEST
 from inferplane.server.inference.dataplane.forwarder import CALL_COST, Window
-from inferplane.server.inference.dataplane.unread import EACH
 from tests.support.mesh import detail, error_info, failure, until
-from tests.support.paths import PREDICT
-from tests.support.stand import DataPlane, data_plane, echo, infer_request, target
+from tests.support.stand import data_plane, echo, infer_request, target
 
 SMALL = Window(capacity=8 * CALL_COST, each=4 * (CALL_COST + 100), waiting=40 * CALL_COST, waiting_each=20 * CALL_COST)
 
@@ -208,65 +204,3 @@ async def test_a_call_that_waited_while_its_session_ended_is_refused() -> None:
         held.go.set()
         errors = [each for each in await asyncio.gather(*calls) if isinstance(each, grpc.aio.AioRpcError)]
         assert [error_info(error).reason for error in errors] == ["SESSION_ENDED"]
-
-
-def large(request: Any, size: int = 9 << 20) -> Any:
-    """An answer of so many bytes, of which four are more than are on their way at once."""
-    return echo(infer_request(request.model_name, values=size // 4))
-
-
-async def unary(plane: DataPlane, count: int) -> None:
-    await asyncio.gather(*(plane.infer() for _ in range(count)))
-
-
-async def typed(plane: DataPlane, count: int) -> None:
-    request = PredictRequest(deployment="deployments/m")
-    request.inputs.add(name="x", datatype="FP32", shape=[1], raw=bytes(4))
-    await asyncio.gather(*(plane.call(request.SerializeToString(), PREDICT) for _ in range(count)))
-
-
-async def streamed(plane: DataPlane, count: int) -> None:
-    call = plane.stream()
-    for _ in range(count):
-        await call.write(infer_request().SerializeToString())
-    await call.done_writing()
-    assert len([answer async for answer in call]) == count
-
-
-@pytest.mark.parametrize("ask", [unary, typed, streamed])
-async def test_large_answers_of_a_caller_take_turns_and_nobody_elses_do(ask: Any) -> None:
-    held = Held()
-    async with data_plane(window=Window(), max_message_size=16 << 20) as plane:
-        plane.triton.answer = large
-        await plane.infer()
-        plane.triton.answer = echo
-        await plane.infer(user="bob")
-        plane.triton.answer = held.answer
-        alices = asyncio.ensure_future(ask(plane, 10))
-        await until(lambda: waiting_answers(plane) == 10 - FEWEST)
-        assert len(plane.triton.requests) == 2 + FEWEST
-        bobs = [asyncio.ensure_future(plane.infer(user="bob")) for _ in range(20)]
-        await until(lambda: len(plane.triton.requests) == 2 + FEWEST + 20)
-        held.go.set()
-        await asyncio.gather(alices, *bobs)
-        assert plane.forwarder._gate.inside == 0
-
-
-async def test_a_call_that_waited_for_large_answers_is_refused_where_these_were_not_read() -> None:
-    held = Held()
-    async with data_plane(window=Window(), max_message_size=16 << 20) as plane:
-        plane.triton.answer = large
-        await plane.infer()
-        plane.triton.answer = held.answer
-        calls = [asyncio.ensure_future(failure_or_answer(plane.infer())) for _ in range(10)]
-        await until(lambda: waiting_answers(plane) == 10 - FEWEST)
-        plane.unread.hold("users/alice", EACH)
-        held.go.set()
-        refused = [each for each in await asyncio.gather(*calls) if isinstance(each, grpc.aio.AioRpcError)]
-        assert [error_info(error).reason for error in refused] == ["OVERLOADED"] * (10 - FEWEST)
-        assert len(plane.triton.requests) == 1 + FEWEST
-        assert plane.forwarder._gate.inside == 0
-
-
-def waiting_answers(plane: DataPlane) -> int:
-    return sum(len(state.waiting) for state in plane.forwarder._answer_turns._states.values())

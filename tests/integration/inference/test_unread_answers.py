@@ -10,7 +10,7 @@ import pytest
 from tritonclient.grpc import service_pb2
 
 from inferplane.inference.v1.inference_service_pb2 import PredictRequest
-from inferplane.server.inference.dataplane import answer_turns, unread
+from inferplane.server.inference.dataplane import unread
 from inferplane.server.inference.dataplane.forwarder import Window
 from tests.support.http2 import RawConnection, raw_connection
 from tests.support.mesh import reason, until
@@ -49,7 +49,6 @@ async def test_unread_answers_of_a_caller_are_bounded_and_others_are_served(monk
 
 async def test_answers_that_were_asked_for_together_are_bounded_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unread, "EACH", 4 * MIB)
-    monkeypatch.setattr(answer_turns, "UNKNOWN", 0)
     go = asyncio.Event()
 
     async def held_back(request: Any) -> Any:

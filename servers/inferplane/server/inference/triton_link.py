@@ -14,7 +14,7 @@ from inferplane.server.inference.deployments import Served
 from inferplane.server.inference.direct_call import Unary, direct_unary
 from inferplane.server.inference.formats.onnx import DIGEST_PARAMETER
 
-__all__ = ["SERVICE", "RawCall", "TritonLink", "control_problem", "from_triton", "said", "size_of_refused"]
+__all__ = ["SERVICE", "RawCall", "TritonLink", "control_problem", "from_triton", "said"]
 
 log = structlog.get_logger()
 
@@ -150,9 +150,3 @@ def from_triton(error: grpc.aio.AioRpcError) -> InferplaneError:
         case _:
             private = f"Triton: {error.code().name}: {(error.details() or '')[:500]}"
             return InferplaneError(ErrorReason.ERROR_REASON_INFERENCE_FAILED, private=private)
-
-
-def size_of_refused(error: grpc.aio.AioRpcError) -> int | None:
-    """How many bytes the answer has that is larger than answers may be; None if it is not that what `error` says."""
-    sizes = _LARGER.search(error.details() or "") if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED else None
-    return None if sizes is None else int(sizes[1])

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
 import grpc
@@ -14,14 +14,13 @@ from inferplane.server.errors import InferplaneError
 from inferplane.server.fairness import FairGate
 from inferplane.server.identity.principal import Principal
 from inferplane.server.inference.dataplane.answer import Answer, Output
-from inferplane.server.inference.dataplane.answer_turns import AnswerTurns, Kind
 from inferplane.server.inference.dataplane.attempt import Attempt
 from inferplane.server.inference.dataplane.given_up import GivenUpCalls
 from inferplane.server.inference.dataplane.outcome import Outcomes
 from inferplane.server.inference.dataplane.routing import Admitted, Router, label_output
 from inferplane.server.inference.dataplane.unread import UnreadAnswers
 from inferplane.server.inference.records.labels import MAX_KEPT, LabelSource, label_source
-from inferplane.server.inference.triton_link import TritonLink, from_triton, size_of_refused
+from inferplane.server.inference.triton_link import TritonLink, from_triton
 
 __all__ = ["Forwarder", "Window"]
 
@@ -35,8 +34,7 @@ class Window(NamedTuple):
     """How much is under way to Triton at once, and how much may wait for it; all in bytes, of all callers and of one.
 
     A call counts as its body and CALL_COST, so 128 small calls of one caller, or a few large ones, are under way:
-    enough to keep Triton busy, where their answers are not large (`answer_turns.py`). While another caller is here it
-    is less, so that their next call does not wait long.
+    enough to keep Triton busy. While another caller is here it is less, so that their next call does not wait long.
     """
 
     capacity: int = 128 << 20
@@ -75,7 +73,6 @@ class Forwarder:
             waiting_each=window.waiting_each,
         )
         self._given_up = GivenUpCalls(self._gate)
-        self._answer_turns = AnswerTurns(time.monotonic)
 
     @property
     def under_way(self) -> int:
@@ -151,34 +148,24 @@ class Forwarder:
         admitted, route = self._router.admit(attempt, principal, body)
         self._unread.check(principal.subject)
         caller, cost = principal.subject, len(body) + CALL_COST
-        kind = Kind.of(caller, route.deployment, body)
-        waited = not self._gate.try_enter(caller, cost)
-        if waited:
-            await _until(deadline, self._gate.enter(caller, cost))
-        try:
-            if not self._answer_turns.try_enter(kind):
-                waited = True
-                await _until(deadline, self._answer_turns.enter(kind))
-        except BaseException:
-            self._gate.leave(caller, cost)
-            raise
-        given_up, size = False, None
-        try:
-            if waited:
-                # Its session may have ended; its grants, and the version that is served, may be others by now, and its
-                # answers unread.
+        if not self._gate.try_enter(caller, cost):
+            await self._wait(caller, cost, deadline)
+            try:
+                # Its session may have ended; its grants, and the version that is served, may be others by now.
                 self._router.confirm(principal)
                 admitted, route = self._router.admit(attempt, principal, body)
-                self._unread.check(caller)
-            given_up = True
-            data = await self._infer(body, self._metadata, deadline - time.monotonic())
-            given_up, size = False, len(data)
+            except BaseException:
+                self._gate.leave(caller, cost)
+                raise
+        given_up = True
+        try:
+            timeout = deadline - time.monotonic()
+            data = await self._infer(body, self._metadata, timeout)
+            given_up = False
         except grpc.aio.AioRpcError as error:
             given_up = error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-            size = size_of_refused(error)
             raise from_triton(error) from error
         finally:
-            self._answer_turns.leave(kind, size)
             if given_up:
                 self._given_up.keep(route.deployment, caller, cost)
             else:
@@ -186,14 +173,12 @@ class Forwarder:
         self._given_up.let_go(route.deployment)
         return admitted, route, data
 
-
-async def _until(deadline: float, turn: Awaitable[None]) -> None:
-    """Wait for a turn; DEADLINE_EXCEEDED at `deadline`, on the monotonic clock."""
-    try:
-        async with asyncio.timeout(deadline - time.monotonic()):
-            await turn
-    except TimeoutError:
-        raise InferplaneError(ErrorReason.ERROR_REASON_DEADLINE_EXCEEDED) from None
+    async def _wait(self, caller: str, cost: int, deadline: float) -> None:
+        try:
+            async with asyncio.timeout(deadline - time.monotonic()):
+                await self._gate.enter(caller, cost)
+        except TimeoutError:
+            raise InferplaneError(ErrorReason.ERROR_REASON_DEADLINE_EXCEEDED) from None
 
 
 async def _labels_of(answer: Answer, output: Output) -> LabelSource:
