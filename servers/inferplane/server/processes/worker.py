@@ -25,7 +25,6 @@ from inferplane.server.logging import configure_logging
 from inferplane.server.processes.metrics_endpoint import metrics_endpoint
 from inferplane.server.processes.process_metrics import ProcessMetrics
 from inferplane.server.processes.protocol import HEARTBEAT_INTERVAL, Failed, Heartbeat, Job, Ready
-from inferplane.server.rpc.server import RpcServer
 from inferplane.server.settings import ServiceName, Settings, address
 from inferplane.server.telemetry import configure_tracing
 
@@ -54,26 +53,14 @@ async def work(job: Job, reader: asyncio.StreamReader, writer: asyncio.StreamWri
         ) as metrics_port:
             await _send(writer, asdict(Ready(running.ports[1], metrics_port)))
             beats = asyncio.create_task(_beat(writer, lambda: bool(health.serving(""))))
-            watches = [asyncio.create_task(_watch(reader, stop)), asyncio.create_task(_follow(running.server, stop))]
+            watch = asyncio.create_task(_watch(reader, stop))
             await stop.wait()
-            for watch in watches:
-                watch.cancel()
+            watch.cancel()
             _end_in_any_case(settings.drain_grace + EXIT_GRACE)
             # Goes on while the server drains, or the supervisor would take it for hung.
             health.drain()
         await asyncio.sleep(0)
     beats.cancel()
-
-
-async def _follow(server: RpcServer, stop: asyncio.Event) -> None:
-    """Stop where gRPC's server has ended: it listens no more, so that the supervisor must start another process."""
-    try:
-        await server.ended()
-    except Exception as error:
-        log.critical("server_ended", exc_info=error)
-    else:
-        log.critical("server_ended")
-    stop.set()
 
 
 async def _send(writer: asyncio.StreamWriter, message: object) -> None:

@@ -145,10 +145,6 @@ class RpcServer:
         await self._server.start()
         return ports
 
-    async def ended(self) -> None:
-        """Wait until gRPC's server has ended, whether it was stopped or failed."""
-        await self._server.wait_for_termination()
-
     async def stop(self) -> None:
         """Accepted unary calls finish, streams end with UNAVAILABLE; returns when no handler runs any more."""
         self.health.drain()
