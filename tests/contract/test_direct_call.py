@@ -1,13 +1,16 @@
-"""A call below grpc.aio's own objects behaves as theirs do: both ways are held to the same."""
+"""A call below grpc.aio's own objects, and one whose answer is read in turn, behave as grpc.aio's unary calls do."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, nullcontext
 from typing import Any
 
 import grpc
 import pytest
 
+from inferplane.server.inference.call_in_turn import unary_in_turn
 from inferplane.server.inference.direct_call import Unary, _direct, direct_unary, usual_unary
+from inferplane.server.inference.triton_link import SERVICE, TritonLink
 from tests.support.mesh import until
 
 PATH = "/test.Service/Method"
@@ -22,6 +25,7 @@ class Service:
         self.behaviour: Callable[[bytes, Any], Any] = lambda body, _context: body
         self.metadata: dict[str, str] = {}
         self.cancelled = 0
+        self.address = ""
 
     async def answer(self, body: bytes, context: Any) -> bytes:
         self.metadata = dict(context.invocation_metadata())
@@ -34,22 +38,42 @@ class Service:
         return answer
 
 
+async def answer_and_fail(_body: bytes, context: Any) -> None:
+    await context.write(b"answer")
+    await context.abort(grpc.StatusCode.INTERNAL, "after all")
+
+
+FAILS: Any = grpc.unary_stream_rpc_method_handler(answer_and_fail)
+
+
 @pytest.fixture
 async def service() -> AsyncIterator[tuple[Service, grpc.aio.Channel]]:
     service, server = Service(), grpc.aio.server()
-    handlers: dict[str, Any] = {"Method": grpc.unary_unary_rpc_method_handler(service.answer)}
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Service", handlers),))
+    answer: Any = grpc.unary_unary_rpc_method_handler(service.answer)
+    methods = {"test.Service": {"Method": answer, "Fails": FAILS}, SERVICE: {"ModelInfer": answer}}
+    for name, handlers in methods.items():
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, handlers),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
+    service.address = f"127.0.0.1:{port}"
     options = [("grpc.max_receive_message_length", LARGEST)]
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=options) as channel:
+    async with grpc.aio.insecure_channel(service.address, options=options) as channel:
         yield service, channel
     await server.stop(None)
 
 
-@pytest.fixture(params=["direct", "usual"])
+def at_once(channel: grpc.aio.Channel, path: str) -> Unary:
+    """A call whose answer is read in turn, where it is always its turn."""
+    in_turn = unary_in_turn(channel, path)
+    return lambda body, metadata, timeout: in_turn(body, metadata, timeout, nullcontext())
+
+
+WAYS = {"direct": direct_unary, "usual": usual_unary, "in turn": at_once}
+
+
+@pytest.fixture(params=WAYS)
 def call(request: pytest.FixtureRequest, service: tuple[Service, grpc.aio.Channel]) -> Unary:
-    return (direct_unary if request.param == "direct" else usual_unary)(service[1], PATH)
+    return WAYS[request.param](service[1], PATH)
 
 
 async def failure(call: Any) -> grpc.aio.AioRpcError:
@@ -152,7 +176,7 @@ async def test_an_answer_above_the_limit_is_exhausted(service: tuple[Service, gr
 async def test_nobody_there_is_unavailable() -> None:
     # The port of discard (RFC 863), on which nobody listens.
     async with grpc.aio.insecure_channel("127.0.0.1:9") as channel:
-        for way in (direct_unary, usual_unary):
+        for way in WAYS.values():
             assert (await failure(way(channel, PATH)(b"", METADATA, 10))).code() is grpc.StatusCode.UNAVAILABLE
 
 
@@ -167,3 +191,74 @@ async def test_a_thousand_calls_that_are_cancelled_at_once_leave_the_channel_who
     await asyncio.gather(*calls, return_exceptions=True)
     service[0].behaviour = lambda body, _context: body
     assert await call(b"after", METADATA, 10) == b"after"
+
+
+class Turn:
+    """Somebody's turn, which the test gives."""
+
+    def __init__(self) -> None:
+        self.given, self.begun = asyncio.Event(), asyncio.Event()
+
+    @asynccontextmanager
+    async def __call__(self) -> AsyncIterator[None]:
+        self.begun.set()
+        await self.given.wait()
+        yield
+
+
+@pytest.fixture
+async def link(service: tuple[Service, grpc.aio.Channel]) -> AsyncIterator[TritonLink]:
+    """The service, as the data plane reaches Triton."""
+    link = TritonLink(service[0].address, None, LARGEST)
+    yield link
+    await link.channel.close()
+
+
+async def test_an_answer_stays_with_triton_until_its_turn_however_many_were_read_before(
+    service: tuple[Service, grpc.aio.Channel], link: TritonLink
+) -> None:
+    sent = asyncio.Event()
+
+    def answer(body: bytes, context: Any) -> bytes:
+        if body == b"held":
+            context.add_done_callback(lambda _context: sent.set())
+        return bytes(LARGEST if body else 0)
+
+    service[0].behaviour = answer
+    infer, turn = link.predictions_in_turn(), Turn()
+    for _ in range(50):
+        assert len(await infer(b"before", METADATA, 10, nullcontext())) == LARGEST
+    held = asyncio.create_task(infer(b"held", METADATA, 10, turn()))
+    await turn.begun.wait()
+    for _ in range(50):
+        await infer(b"", METADATA, 10, nullcontext())
+    assert not sent.is_set()
+    turn.given.set()
+    assert len(await held) == LARGEST
+    await sent.wait()
+
+
+async def test_who_leaves_before_its_turn_ends_the_call_at_the_other_side(
+    service: tuple[Service, grpc.aio.Channel], link: TritonLink
+) -> None:
+    sent = asyncio.Event()
+
+    def answer(_body: bytes, context: Any) -> bytes:
+        context.add_done_callback(lambda _context: sent.set())
+        return bytes(LARGEST)
+
+    service[0].behaviour = answer
+    turn = Turn()
+    held = asyncio.create_task(link.predictions_in_turn()(b"", METADATA, 50, turn()))
+    await turn.begun.wait()
+    held.cancel()
+    with pytest.raises(asyncio.CancelledError) as left:
+        await held
+    await asyncio.wait_for(sent.wait(), 10)
+    assert left.value.__traceback__ is not None
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_an_error_after_an_answer_is_the_outcome(service: tuple[Service, grpc.aio.Channel], way: str) -> None:
+    call = WAYS[way](service[1], "/test.Service/Fails")
+    assert (await failure(call(b"", METADATA, 10))).code() is grpc.StatusCode.INTERNAL

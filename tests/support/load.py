@@ -1,10 +1,12 @@
-"""Keeps calls of one size under way to a model that gives back what it gets, from a process of its own.
+"""Keeps calls of one size under way, from a process of its own.
 
-Usage: python -m tests.support.load ADDRESS MODEL BYTES CALLS, with a token on standard input. Prints how many calls
-were answered once each of them was for the first time, and again when its input ends, with which it ends.
+Usage: python -m tests.support.load ADDRESS MODEL sends|asks BYTES CALLS, with a token on standard input. A call sends
+so many bytes, to a model that gives back what it gets, or asks for them from one that grows. Prints how many calls were
+answered once each of them was for the first time, and again when its input ends, with which it ends.
 """
 
 import asyncio
+import struct
 import sys
 from typing import Any
 
@@ -12,6 +14,9 @@ import grpc
 from tritonclient.grpc import service_pb2
 
 from tests.support.paths import INFER
+
+PAUSE = 0.05
+"""Seconds after which a call that was refused for lack of room is made again."""
 
 
 def infer_request(model: str, size: int) -> bytes:
@@ -23,15 +28,35 @@ def infer_request(model: str, size: int) -> bytes:
     return body
 
 
+def growth_request(model: str, size: int) -> bytes:
+    """A small request for an answer of `size` bytes."""
+    request = service_pb2.ModelInferRequest(model_name=model)
+    request.inputs.add(name="x", datatype="FP32", shape=[1])
+    request.raw_input_contents.append(struct.pack("<f", size // 4))
+    body: bytes = request.SerializeToString()
+    return body
+
+
+REQUESTS = {"sends": infer_request, "asks": growth_request}
+
+
 async def load(address: str, token: str, body: bytes, calls: int) -> None:
     answered = 0
-    async with grpc.aio.insecure_channel(address) as channel:
+    async with grpc.aio.insecure_channel(address, options=[("grpc.max_receive_message_length", -1)]) as channel:
         call: Any = channel.unary_unary(INFER)
 
         async def one() -> None:
             nonlocal answered
-            await call(body, metadata=[("authorization", f"Bearer {token}")])
-            answered += 1
+            while True:
+                try:
+                    await call(body, metadata=[("authorization", f"Bearer {token}")])
+                except grpc.aio.AioRpcError as error:
+                    if error.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
+                        raise
+                    await asyncio.sleep(PAUSE)
+                else:
+                    answered += 1
+                    return
 
         async def keep_on() -> None:
             while True:
@@ -50,5 +75,5 @@ async def load(address: str, token: str, body: bytes, calls: int) -> None:
 
 
 if __name__ == "__main__":
-    where, model, size, calls = sys.argv[1:]
-    asyncio.run(load(where, sys.stdin.readline().strip(), infer_request(model, int(size)), int(calls)))
+    where, model, does, size, calls = sys.argv[1:]
+    asyncio.run(load(where, sys.stdin.readline().strip(), REQUESTS[does](model, int(size)), int(calls)))

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-__all__ = ["ELEMENT_TYPES", "Shape", "counting", "identity", "many_outputs", "model", "tensor"]
+__all__ = ["ELEMENT_TYPES", "Shape", "counting", "growing", "identity", "many_outputs", "model", "tensor"]
 
 Shape = Sequence[int | str | None]
 
@@ -56,6 +56,15 @@ def many_outputs(count: int) -> onnx.ModelProto:
     constants = [numpy_helper.from_array(np.array([float(name[4:])], dtype=np.float32), f"c_{name}") for name in names]
     nodes = [helper.make_node("Add", ["x", f"c_{name}"], [name]) for name in names]
     return model(nodes, [tensor("x", "FP32", ["N"])], [tensor(name, "FP32", ["N"]) for name in names], constants)
+
+
+def growing() -> onnx.ModelProto:
+    """One input `x` [1]; the output `y` is as many zeros as it says."""
+    nodes = [
+        helper.make_node("Cast", ["x"], ["count"], to=TensorProto.INT64),
+        helper.make_node("ConstantOfShape", ["count"], ["y"]),
+    ]
+    return model(nodes, [tensor("x", "FP32", [1])], [tensor("y", "FP32", ["N"])])
 
 
 def counting(trips: int) -> onnx.ModelProto:

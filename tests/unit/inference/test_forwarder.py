@@ -33,6 +33,8 @@ class Link:
     def predictions(self) -> Any:
         return None
 
+    predictions_in_turn = predictions
+
 
 def forwarder(*, ready: bool) -> tuple[Forwarder, Notes]:
     route = Route("m", Target("m", 1, "sha256:" + "0" * 64, SIGNATURE, ""), ready)

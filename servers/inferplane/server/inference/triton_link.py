@@ -10,11 +10,12 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from inferplane.common.v1.errors_pb2 import ErrorReason
 from inferplane.server.errors import InferplaneError
+from inferplane.server.inference.call_in_turn import UnaryInTurn, unary_in_turn
 from inferplane.server.inference.deployments import Served
 from inferplane.server.inference.direct_call import Unary, direct_unary
 from inferplane.server.inference.formats.onnx import DIGEST_PARAMETER
 
-__all__ = ["SERVICE", "RawCall", "TritonLink", "control_problem", "from_triton", "said"]
+__all__ = ["SERVICE", "RawCall", "TritonLink", "control_problem", "from_triton", "refused_size", "said"]
 
 log = structlog.get_logger()
 
@@ -42,6 +43,8 @@ class TritonLink:
             endpoint,
             options=[
                 ("grpc.enable_http_proxy", 0),
+                # Else gRPC takes in ever more of what nobody has asked to read.
+                ("grpc.http2.bdp_probe", 0),
                 ("grpc.max_receive_message_length", max_message_size),
                 ("grpc.max_send_message_length", -1),
                 # Triton comes back within seconds of its end; the default waits up to two minutes.
@@ -60,6 +63,10 @@ class TritonLink:
     def predictions(self) -> Unary:
         """ModelInfer from bytes to bytes, at the least cost."""
         return direct_unary(self.channel, f"/{SERVICE}/ModelInfer")
+
+    def predictions_in_turn(self) -> UnaryInTurn:
+        """The same, where an answer is read when it is its turn."""
+        return unary_in_turn(self.channel, f"/{SERVICE}/ModelInfer")
 
     async def live(self) -> bool:
         """Whether Triton answers. Not whether it is ready: for that it waits for every model that is being loaded."""
@@ -125,6 +132,12 @@ def control_problem(details: str) -> str:
     if _NOT_EXPLICIT.search(details) is None:
         return ""
     return f"Triton takes no models: start it with --model-control-mode=explicit (it said: {said(details)})"
+
+
+def refused_size(error: grpc.aio.AioRpcError) -> int:
+    """The bytes that are taken of an answer that had more; 0 where something else failed."""
+    refused = error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and _LARGER.search(error.details() or "")
+    return int(refused[2]) if refused else 0
 
 
 def from_triton(error: grpc.aio.AioRpcError) -> InferplaneError:

@@ -14,13 +14,14 @@ from inferplane.server.errors import InferplaneError
 from inferplane.server.fairness import FairGate
 from inferplane.server.identity.principal import Principal
 from inferplane.server.inference.dataplane.answer import Answer, Output
+from inferplane.server.inference.dataplane.answer_reader import AnswerReader
 from inferplane.server.inference.dataplane.attempt import Attempt
 from inferplane.server.inference.dataplane.given_up import GivenUpCalls
 from inferplane.server.inference.dataplane.outcome import Outcomes
 from inferplane.server.inference.dataplane.routing import Admitted, Router, label_output
 from inferplane.server.inference.dataplane.unread import UnreadAnswers
 from inferplane.server.inference.records.labels import MAX_KEPT, LabelSource, label_source
-from inferplane.server.inference.triton_link import TritonLink, from_triton
+from inferplane.server.inference.triton_link import TritonLink, from_triton, refused_size
 
 __all__ = ["Forwarder", "Window"]
 
@@ -28,13 +29,17 @@ DecodedT = TypeVar("DecodedT")
 
 CALL_COST = 64 << 10
 """Bytes that a call counts for beside its body."""
+ANSWER_SHARE = 256
+"""Of so many bytes of the largest answer that its deployment has given, a call counts for one more: Triton holds
+what nobody has read yet."""
 
 
 class Window(NamedTuple):
     """How much is under way to Triton at once, and how much may wait for it; all in bytes, of all callers and of one.
 
-    A call counts as its body and CALL_COST, so 128 small calls of one caller, or a few large ones, are under way:
-    enough to keep Triton busy. While another caller is here it is less, so that their next call does not wait long.
+    A call counts as its body, CALL_COST and a little for its answer, so 128 small calls of one caller, or a few large
+    ones, are under way: enough to keep Triton busy. While another caller is here it is less, so that their next call
+    does not wait long.
     """
 
     capacity: int = 128 << 20
@@ -57,8 +62,7 @@ class Forwarder:
         cap: float,
         window: Window | None = None,
     ) -> None:
-        self._infer = link.predictions()
-        self._metadata = link.metadata
+        self._reader = AnswerReader(link)
         self._router = Router(admission)
         self._outcomes = outcomes
         self._unread = unread
@@ -147,7 +151,8 @@ class Forwarder:
         """What was known of the request when Triton was asked, and its answer."""
         admitted, route = self._router.admit(attempt, principal, body)
         self._unread.check(principal.subject)
-        caller, cost = principal.subject, len(body) + CALL_COST
+        caller, known = principal.subject, self._reader.known_of(route)
+        cost = len(body) + CALL_COST + known.largest // ANSWER_SHARE
         if not self._gate.try_enter(caller, cost):
             await self._wait(caller, cost, deadline)
             try:
@@ -159,11 +164,12 @@ class Forwarder:
                 raise
         given_up = True
         try:
-            timeout = deadline - time.monotonic()
-            data = await self._infer(body, self._metadata, timeout)
+            data = await self._reader.ask(body, known, caller, deadline)
             given_up = False
         except grpc.aio.AioRpcError as error:
             given_up = error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+            if size := refused_size(error):
+                known.came(size)
             raise from_triton(error) from error
         finally:
             if given_up:
