@@ -96,7 +96,8 @@ class AnswerReader:
 
     @asynccontextmanager
     async def _turn(self, known: KnownAnswers, caller: str, deadline: float) -> AsyncIterator[None]:
-        """It lasts twice as long as reading takes, so that half of the event loop's time is left for others."""
+        """That of a large answer lasts twice as long as reading takes, so that half of the event loop's time is left
+        for others."""
         try:
             async with asyncio.timeout(deadline - time.monotonic()):
                 gate = await self._enter(known, caller)
@@ -106,8 +107,11 @@ class AnswerReader:
         try:
             yield
         finally:
-            pause = min(time.monotonic() - began, LONGEST_PAUSE)
-            asyncio.get_running_loop().call_later(pause, gate.leave, caller, 1)
+            if gate is self._large:
+                pause = min(time.monotonic() - began, LONGEST_PAUSE)
+                asyncio.get_running_loop().call_later(pause, gate.leave, caller, 1)
+            else:
+                gate.leave(caller, 1)
 
     async def _enter(self, known: KnownAnswers, caller: str) -> FairGate:
         if not known.are_large:
