@@ -242,5 +242,5 @@ async def data_plane(
             plane.unread = parts["unread"]
             yield plane
     finally:
-        await link.channel.close()
+        await link.close()
         await upstream.stop(0)

@@ -76,6 +76,18 @@ def test_a_caller_gets_less_while_another_is_here() -> None:
     assert [present.try_enter("b", 1) for _ in range(3)] == [True, True, False]
 
 
+def test_whether_another_is_here_may_be_told_from_elsewhere() -> None:
+    beside = False
+    present = FairGate(
+        "full", capacity=10, each=4, waiting=1, waiting_each=1, each_beside=2, is_beside=lambda _: beside
+    )
+    assert [present.try_enter("a", 1) for _ in range(4)] == [True] * 4
+    for _ in range(4):
+        present.leave("a", 1)
+    beside = True
+    assert [present.try_enter("a", 1) for _ in range(3)] == [True, True, False]
+
+
 def test_a_caller_who_has_more_than_the_smaller_share_gets_no_more_before_it_has_less() -> None:
     present = shrinking_gate()
     assert [present.try_enter("a", 1) for _ in range(5)] == [True] * 4 + [False]

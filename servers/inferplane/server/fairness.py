@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from inferplane.server.errors import InferplaneError
@@ -40,7 +41,8 @@ class FairGate:
     for; work that costs more than `each` gets in when its caller has nothing else inside, and above `capacity` when
     nobody has. Of callers that have nothing here nothing is kept but the names of the last two.
 
-    `each_beside` is what one caller may have inside while another is here; by default `each`, too.
+    `each_beside` is what one caller may have inside while another is here; by default `each`, too. `is_beside` tells
+    that of a caller; by default who comes here is here.
 
     `full` is what they are told for whom there is no room. With `displace`, who comes when as much waits as may takes
     the place of the newest turn of whoever waits with most, unless that has hardly more: else those who came first
@@ -56,12 +58,14 @@ class FairGate:
         waiting: int,
         waiting_each: int,
         each_beside: int | None = None,
+        is_beside: Callable[[str], bool] | None = None,
         displace: bool = False,
     ) -> None:
         self._full = full
         self._capacity = capacity
         self._each = each
         self._each_beside = each_beside
+        self._is_beside = is_beside or self.is_beside
         self._last = self._last_other = ("", float("-inf"))
         self._most_waiting = waiting
         self._most_waiting_each = waiting_each
@@ -155,11 +159,13 @@ class FairGate:
     def _fits(self, caller: str, share: _Share, cost: int) -> bool:
         return not share.inside or share.inside + cost <= self._share_of(caller)
 
-    def _share_of(self, caller: str) -> int:
-        if self._each_beside is None:
-            return self._each
+    def is_beside(self, caller: str) -> bool:
+        """Whether another caller is here, or was in the last BESIDE_FOR; known where `each_beside` is given."""
         _, came = self._last_other if self._last[0] == caller else self._last
-        return self._each_beside if time.monotonic() - came < BESIDE_FOR else self._each
+        return time.monotonic() - came < BESIDE_FOR
+
+    def _share_of(self, caller: str) -> int:
+        return self._each if self._each_beside is None or not self._is_beside(caller) else self._each_beside
 
     def _came(self, caller: str) -> None:
         if caller != self._last[0]:

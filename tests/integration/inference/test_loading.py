@@ -91,7 +91,7 @@ async def stand(tmp_path: Path, arguments: tuple[str, ...]) -> AsyncIterator[Sta
     await triton.start()
     stand = Stand(source, f"127.0.0.1:{port}", triton)
     yield stand
-    await stand.link.channel.close()
+    await stand.link.close()
     await triton.stop()
     await server.stop(0)
 

@@ -42,7 +42,7 @@ async def test_a_caller_has_no_more_under_way_than_its_share_and_another_is_serv
         await asyncio.gather(*alices)
 
 
-async def test_a_call_counts_for_a_share_of_the_largest_answer_that_its_deployment_has_given() -> None:
+async def test_a_call_counts_for_a_share_of_the_answer_that_its_caller_may_expect() -> None:
     large, held = 16 << 20, Held()
     async with data_plane() as plane:
         await plane.infer(infer_request(values=large // 4))
@@ -61,25 +61,7 @@ async def test_an_answer_that_is_refused_for_its_size_counts_as_large_as_they_ma
     async with data_plane() as plane:
         plane.triton.answer = lambda _request: bytes(LIMIT + 1)
         assert (await failure(plane.infer())).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert plane.forwarder._reader.known_of(plane.routes[0]).largest == LIMIT
-
-
-async def test_an_answer_that_is_not_read_yet_lets_other_deployments_be_answered() -> None:
-    """Its turn does not come while the one before it is still read."""
-    routes = [Route(name, target(), ready=True) for name in ("m", "other")]
-    async with data_plane(routes) as plane:
-        for name in ("m", "other"):
-            await plane.infer(infer_request(name))
-        await plane.infer(infer_request(values=1 << 20))
-        turn = plane.forwarder._reader._large
-        await turn.enter("users/alice", 1)
-        waiting = asyncio.ensure_future(plane.infer())
-        await until(lambda: turn.waiting == 1)
-        await plane.infer(infer_request("other"))
-        await plane.infer(user="bob")
-        assert not waiting.done()
-        turn.leave("users/alice", 1)
-        await waiting
+        assert plane.forwarder._reader.known_of(plane.routes[0]).expected("users/alice") == LIMIT
 
 
 async def test_beyond_what_may_wait_a_call_is_refused_at_once_and_told_when_to_come_back() -> None:

@@ -88,7 +88,7 @@ async def watched(tmp_path: Path) -> AsyncIterator[Watched]:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-    await watched.link.channel.close()
+    await watched.link.close()
     await line.close()
     await triton.stop()
 

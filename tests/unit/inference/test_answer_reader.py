@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,6 +17,34 @@ from tests.support.stand import target
 
 LARGE = b"%d" % (SMALL + 1)
 TINY = b"%d" % 1
+FAILS = b"fails"
+CALLERS = ("alice", "bob", "carol", "dave")
+
+
+def len_of(body: bytes) -> int:
+    """The bytes of the answer to a request."""
+    return int(body)
+
+
+class Begun:
+    """A call that has begun to be answered. It has failed where the request says so."""
+
+    def __init__(self, triton: "Triton", body: bytes) -> None:
+        self._triton = triton
+        self._body = body
+        self.has_failed = body == FAILS
+
+    async def read(self) -> bytes:
+        if self.has_failed:
+            raise FailedError
+        return await self._triton.read_in_turn(self._body)
+
+    def cancel(self) -> None:
+        self._triton.cancelled += 1
+
+
+class FailedError(Exception):
+    """What a call that failed raises."""
 
 
 class Triton:
@@ -30,6 +58,7 @@ class Triton:
         self.at_once = 0
         """Answers that were not waited for in turn, and how many such calls there are now."""
         self.open = 0
+        self.cancelled = 0
         self.reading: list[bytes] = []
         self.most = 0
         """How many were read in turn at once."""
@@ -39,25 +68,27 @@ class Triton:
             self.at_once += 1
             self.open += 1
             try:
-                return await self._read(body)
+                return await self.read(body)
             finally:
                 self.open -= 1
 
         return infer
 
-    def predictions_in_turn(self) -> Any:
-        async def infer(body: bytes, _metadata: Any, _timeout: float, turn: AbstractAsyncContextManager[None]) -> bytes:
-            async with turn:
-                self.reading.append(body)
-                self.most = max(self.most, len(self.reading))
-                try:
-                    return await self._read(body)
-                finally:
-                    self.reading.remove(body)
+    def predictions_in_two_steps(self) -> Any:
+        async def begin(body: bytes, _metadata: Any, _timeout: float) -> Begun:
+            return Begun(self, body)
 
-        return infer
+        return begin
 
-    async def _read(self, body: bytes) -> bytes:
+    async def read_in_turn(self, body: bytes) -> bytes:
+        self.reading.append(body)
+        self.most = max(self.most, len(self.reading))
+        try:
+            return await self.read(body)
+        finally:
+            self.reading.remove(body)
+
+    async def read(self, body: bytes) -> bytes:
         await self.go.wait()
         return bytes(int(body))
 
@@ -66,20 +97,27 @@ class Reader(AnswerReader):
     """Asks for one deployment by default, with a long deadline."""
 
     def __init__(self, triton: Any) -> None:
-        super().__init__(triton)
+        super().__init__(triton, lambda _caller: self.beside)
         self.triton: Triton = triton
+        self.beside = True
+        """Whether others are here."""
 
     def of(self, name: str = "m", version: int = 1) -> KnownAnswers:
         return self.known_of(Route(name, target(version), ready=True))
+
+    @property
+    def idle(self) -> bool:
+        return not (self._large.inside or self._large.waiting or self._others.inside or self._others.waiting)
 
     async def read(self, body: bytes, caller: str = "alice", name: str = "m", seconds: float = 60) -> bytes:
         return await self.ask(body, self.of(name), caller, time.monotonic() + seconds)
 
     async def know(self, body: bytes, name: str = "m") -> None:
-        """Learn that the answers of a deployment are like this one."""
-        for _ in range(ENOUGH):
-            await self.read(body, name=name)
+        """Learn that the answers of a deployment are like this one, to all of CALLERS."""
+        for number in range(ENOUGH):
+            await self.read(body, CALLERS[number % len(CALLERS)], name)
         self.triton.at_once = 0
+        await until(lambda: self.idle)
 
     def begin(self, body: bytes, caller: str = "alice", name: str = "m") -> "asyncio.Task[bytes]":
         return asyncio.create_task(self.read(body, caller, name))
@@ -87,13 +125,20 @@ class Reader(AnswerReader):
 
 @pytest.fixture
 def reader(monkeypatch: pytest.MonkeyPatch) -> Reader:
-    monkeypatch.setattr(answer_reader, "LONGEST_PAUSE", 0)
+    """Beside others; a place is free as soon as its answer was read."""
+    return reader_with(monkeypatch)
+
+
+def reader_with(monkeypatch: pytest.MonkeyPatch, **bounds: int) -> Reader:
+    """One with other constants, in bytes."""
+    for name, value in {"COPIED": 1 << 62, **bounds}.items():
+        monkeypatch.setattr(answer_reader, name, value)
     return Reader(Triton())
 
 
 async def settled() -> None:
     """Everything that can happen without another's doing has happened."""
-    for _ in range(20):
+    for _ in range(50):
         await asyncio.sleep(0)
 
 
@@ -113,11 +158,24 @@ async def test_after_one_large_answer_they_are_read_in_turn_however_many_small_o
     assert reader.triton.at_once == 1
 
 
-async def test_another_version_is_learned_anew_and_another_deployment_apart(reader: Reader) -> None:
+async def test_what_is_expected_follows_what_came_to_the_same_caller(reader: Reader) -> None:
+    known = reader.of()
+    known.came("alice", 64 * SMALL)
+    assert (known.expected("alice"), known.expected("bob")) == (64 * SMALL, 0)
+    known.came("alice", 1)
+    assert known.expected("alice") == 16 * SMALL
+    known.came("alice", 1)
+    known.came("alice", 1)
+    assert known.expected("alice") == 0
+
+
+async def test_other_bytes_are_learned_anew_also_under_the_same_version(reader: Reader) -> None:
     await reader.read(LARGE)
-    assert not reader.of("other").are_large
-    assert reader.of().are_large
-    assert not reader.of(version=2).are_large
+    assert reader.of().expected("alice")
+    assert not reader.of("other").expected("alice")
+    assert not reader.of(version=2).expected("alice")
+    other = Route("m", replace(target(2), digest="sha256:" + "f" * 64), ready=True)
+    assert reader.known_of(other) is not reader.of(version=2)
 
 
 async def test_what_is_known_is_bounded(reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,32 +183,67 @@ async def test_what_is_known_is_bounded(reader: Reader, monkeypatch: pytest.Monk
     for number in range(100):
         reader.of(str(number))
         assert len(reader._known) <= 10
+    known = reader.of()
+    for number in range(100):
+        known.came(f"user{number}", SMALL + 1)
+        assert len(known._expected) <= 10
 
 
-async def test_of_large_answers_one_of_a_caller_is_read_at_once_and_two_in_all(reader: Reader) -> None:
+async def test_large_answers_are_read_so_many_bytes_of_a_caller_and_of_all_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    size = len_of(LARGE)
+    reader = reader_with(monkeypatch, TOGETHER=5 * size, EACH=4 * size, EACH_BESIDE=2 * size)
     await reader.know(LARGE)
     reader.triton.go.clear()
-    calls = [reader.begin(LARGE, caller) for caller in ["alice"] * 5]
-    await settled()
-    assert len(reader.triton.reading) == 1
-    calls += [reader.begin(LARGE, caller) for caller in ("bob", "carol", "dave")]
+    calls = [reader.begin(LARGE) for _ in range(5)]
     await settled()
     assert len(reader.triton.reading) == 2
+    calls += [reader.begin(LARGE, caller) for caller in CALLERS for _ in range(5)]
+    await settled()
+    assert len(reader.triton.reading) == 5
+    reader.triton.go.set()
+    await asyncio.gather(*calls)
+
+
+async def test_of_a_caller_who_is_alone_more_are_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    size = len_of(LARGE)
+    reader = reader_with(monkeypatch, TOGETHER=5 * size, EACH=4 * size, EACH_BESIDE=2 * size)
+    reader.beside = False
+    await reader.know(LARGE)
+    reader.triton.go.clear()
+    calls = [reader.begin(LARGE) for _ in range(9)]
+    await settled()
+    assert len(reader.triton.reading) == 4
+    reader.triton.go.set()
+    await asyncio.gather(*calls)
+
+
+async def test_one_that_is_larger_than_a_callers_bytes_is_read_alone(reader: Reader) -> None:
+    largest = b"%d" % (answer_reader.EACH_BESIDE + 1)
+    for _ in range(2):
+        await reader.read(largest)
+    reader.triton.go.clear()
+    calls = [reader.begin(largest) for _ in range(5)]
+    await settled()
+    assert len(reader.triton.reading) == 1
     reader.triton.go.set()
     await asyncio.gather(*calls)
 
 
 async def test_callers_take_turns(reader: Reader) -> None:
     """Bob's first is read before Alice's third, though all of hers came first."""
-    await reader.know(LARGE)
+    largest = b"%d" % (answer_reader.TOGETHER + 1)
+    for caller in ("alice", "bob"):
+        await reader.read(largest, caller)
     reader.triton.go.clear()
     order: list[str] = []
 
     async def one(caller: str) -> None:
-        await reader.read(LARGE, caller)
+        await reader.read(largest, caller)
         order.append(caller)
 
-    calls = [asyncio.create_task(one("alice")) for _ in range(10)]
+    calls = [asyncio.create_task(one("alice")) for _ in range(5)]
     await settled()
     calls.append(asyncio.create_task(one("bob")))
     await settled()
@@ -160,26 +253,32 @@ async def test_callers_take_turns(reader: Reader) -> None:
 
 
 async def test_who_waits_as_unknown_waits_with_the_large_ones_when_one_was_large(reader: Reader) -> None:
+    largest = b"%d" % (answer_reader.EACH_BESIDE + 1)
     reader.triton.go.clear()
-    calls = [reader.begin(LARGE) for _ in range(10)]
+    calls = [reader.begin(largest) for _ in range(10)]
     await settled()
-    assert len(reader.triton.reading) == 2
+    assert len(reader.triton.reading) == 4
     reader.triton.most = 0
     reader.triton.go.set()
     await asyncio.gather(*calls)
+    # The last of the four may still be read when the first of the others is.
+    assert reader.triton.most <= 4
+    reader.triton.most = 0
+    await asyncio.gather(*(reader.read(largest) for _ in range(5)))
     assert reader.triton.most == 1
 
 
-async def test_nobody_whose_answers_may_be_small_waits_for_large_ones(reader: Reader) -> None:
-    await reader.know(TINY, name="small")
-    await reader.know(LARGE, name="large")
+async def test_nobody_whose_answers_are_small_waits_for_large_ones_even_of_the_same_deployment(reader: Reader) -> None:
+    largest = b"%d" % (answer_reader.TOGETHER + 1)
+    await reader.know(TINY, "small")
+    for caller in ("alice", "bob", "carol"):
+        await reader.read(largest, caller)
     reader.triton.go.clear()
-    large = [reader.begin(LARGE, caller, "large") for caller in ("alice", "bob", "carol")]
+    large = [reader.begin(largest, caller) for caller in ("alice", "bob", "carol")]
     await settled()
-    small = [reader.begin(TINY, "dave", name) for name in ("small", "new")]
+    small = [reader.begin(TINY, "dave", name) for name in ("small", "new", "m")]
     await settled()
-    assert reader.triton.open == 1
-    assert reader.triton.reading.count(TINY) == 1
+    assert (reader.triton.open, reader.triton.reading.count(TINY)) == (1, 2)
     reader.triton.go.set()
     await asyncio.gather(*large, *small)
 
@@ -195,7 +294,37 @@ async def test_no_more_than_so_many_answers_come_unasked_even_where_all_were_sma
     assert reader.triton.open == 0
 
 
-async def test_who_comes_to_no_turn_in_time_is_told_and_takes_no_place(reader: Reader) -> None:
+async def test_what_waits_in_tritons_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is beyond it is let go at once."""
+    reader = reader_with(monkeypatch, WAITING_EACH=3 * len_of(LARGE), EACH_BESIDE=1)
+    await reader.know(LARGE)
+    reader.triton.go.clear()
+    calls = [reader.begin(LARGE) for _ in range(4)]
+    await settled()
+    with pytest.raises(InferplaneError) as refused:
+        await reader.read(LARGE)
+    assert refused.value.reason == ErrorReason.ERROR_REASON_OVERLOADED
+    assert reader.triton.cancelled == 1
+    other = reader.begin(LARGE, "bob")
+    await settled()
+    assert not other.done()
+    reader.triton.go.set()
+    await asyncio.gather(*calls, other)
+
+
+async def test_a_call_that_failed_says_so_out_of_turn(reader: Reader) -> None:
+    await reader.know(LARGE)
+    reader.triton.go.clear()
+    calls = [reader.begin(LARGE) for _ in range(100)]
+    await settled()
+    with pytest.raises(FailedError):
+        await reader.read(FAILS)
+    reader.triton.go.set()
+    await asyncio.gather(*calls)
+
+
+async def test_who_comes_to_no_turn_in_time_is_told_and_takes_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = reader_with(monkeypatch, EACH_BESIDE=1)
     await reader.know(LARGE)
     reader.triton.go.clear()
     first = reader.begin(LARGE)
@@ -203,12 +332,14 @@ async def test_who_comes_to_no_turn_in_time_is_told_and_takes_no_place(reader: R
     with pytest.raises(InferplaneError) as late:
         await reader.read(LARGE, seconds=0.05)
     assert late.value.reason == ErrorReason.ERROR_REASON_DEADLINE_EXCEEDED
+    assert reader.triton.cancelled == 1
     reader.triton.go.set()
     await first
-    assert await reader.read(LARGE)
+    await until(lambda: reader.idle)
 
 
-async def test_who_leaves_while_waiting_or_reading_takes_no_place(reader: Reader) -> None:
+async def test_who_leaves_while_waiting_or_reading_takes_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = reader_with(monkeypatch, EACH_BESIDE=1)
     await reader.know(LARGE)
     reader.triton.go.clear()
     reading, waiting = reader.begin(LARGE), reader.begin(LARGE)
@@ -216,21 +347,28 @@ async def test_who_leaves_while_waiting_or_reading_takes_no_place(reader: Reader
     for call in (waiting, reading):
         call.cancel()
     await asyncio.gather(reading, waiting, return_exceptions=True)
-    reader.triton.go.set()
-    await asyncio.gather(*(reader.read(LARGE) for _ in range(3)))
-    await until(lambda: not reader._large.inside and not reader._unknown.inside)
+    assert reader.triton.cancelled == 2
+    assert reader.idle
 
 
-async def test_a_turn_lasts_twice_as_long_as_reading_takes() -> None:
-    reader = Reader(Triton())
+async def test_beside_others_a_place_stays_empty_for_as_long_as_it_takes_to_copy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reader = reader_with(monkeypatch, COPIED=len_of(LARGE) * 10, EACH=1, EACH_BESIDE=1)
+    reader.beside = False
     await reader.read(LARGE)
-    reader.triton.go.clear()
-    first = reader.begin(LARGE)
-    await settled()
+    assert reader.idle
+    reader.beside = True
+    await reader.read(LARGE)
+    assert not reader.idle
     began = time.monotonic()
-    await asyncio.sleep(0.05)
-    reader.triton.go.set()
-    await first
-    read = time.monotonic() - began
     await reader.read(LARGE)
-    assert time.monotonic() - began >= 2 * min(read, answer_reader.LONGEST_PAUSE)
+    assert time.monotonic() - began >= 0.09
+
+
+async def test_small_answers_leave_their_place_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = reader_with(monkeypatch, COPIED=SMALL * 10_000)
+    await reader.read(b"%d" % (SMALL * 1000))
+    await until(lambda: reader.idle)
+    await reader.read(TINY)
+    assert reader.idle

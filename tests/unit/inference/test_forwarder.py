@@ -33,7 +33,7 @@ class Link:
     def predictions(self) -> Any:
         return None
 
-    predictions_in_turn = predictions
+    predictions_in_two_steps = predictions
 
 
 def forwarder(*, ready: bool) -> tuple[Forwarder, Notes]:

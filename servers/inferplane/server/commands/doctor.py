@@ -133,7 +133,7 @@ async def _triton(settings: Settings) -> tuple[bool, str]:
     except grpc.aio.AioRpcError as error:
         return False, f"{settings.triton_endpoint} went away: {said(error.details() or '')}"
     finally:
-        await link.channel.close()
+        await link.close()
     return not problem, f"{settings.triton_endpoint} " + (f"is live, but: {problem}" if problem else "is ready")
 
 

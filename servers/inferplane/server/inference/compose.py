@@ -72,7 +72,7 @@ def _triton_link(core: Core) -> TritonLink:
     secret = settings.triton_header_value.get_secret_value()
     header = (settings.triton_header_name, secret) if settings.triton_header_name else None
     link = TritonLink(settings.triton_endpoint, header, settings.max_tensor_message_size)
-    core.stack.push_async_callback(link.channel.close)
+    core.stack.push_async_callback(link.close)
     return link
 
 

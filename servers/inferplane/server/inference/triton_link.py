@@ -10,10 +10,10 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from inferplane.common.v1.errors_pb2 import ErrorReason
 from inferplane.server.errors import InferplaneError
-from inferplane.server.inference.call_in_turn import UnaryInTurn, unary_in_turn
 from inferplane.server.inference.deployments import Served
 from inferplane.server.inference.direct_call import Unary, direct_unary
 from inferplane.server.inference.formats.onnx import DIGEST_PARAMETER
+from inferplane.server.inference.two_step_call import Begin, two_step_unary
 
 __all__ = ["SERVICE", "RawCall", "TritonLink", "control_problem", "from_triton", "refused_size", "said"]
 
@@ -25,7 +25,7 @@ MAX_DETAIL = 200
 MAX_SAID = 400
 
 _NOT_EXPLICIT = re.compile(r"explicit model load / unload is not allowed")
-_LARGER = re.compile(r"larger than max \((\d+) vs\. (\d+)\)")
+_LARGER = re.compile(r"CLIENT: Received message larger than max \((\d+) vs\. (\d+)\)")
 _FOLDER = re.compile(r"(?<![\w.])/(?:[\w.+@-]+/)+")
 _TRACEBACK = re.compile(r"\s+At:\s+/")
 NOBODY = "_inferplane_nobody"
@@ -35,24 +35,23 @@ RawCall = Callable[..., Any]
 
 
 class TritonLink:
-    """A channel to Triton. `header` is the metadata that it wants, which never goes back to callers."""
+    """Channels to Triton. `header` is the metadata that it wants, which never goes back to callers."""
 
     def __init__(self, endpoint: str, header: tuple[str, str] | None, max_message_size: int) -> None:
         self.endpoint = endpoint
-        self.channel = grpc.aio.insecure_channel(
-            endpoint,
-            options=[
-                ("grpc.enable_http_proxy", 0),
-                # Else gRPC takes in ever more of what nobody has asked to read.
-                ("grpc.http2.bdp_probe", 0),
-                ("grpc.max_receive_message_length", max_message_size),
-                ("grpc.max_send_message_length", -1),
-                # Triton comes back within seconds of its end; the default waits up to two minutes.
-                ("grpc.initial_reconnect_backoff_ms", 100),
-                ("grpc.min_reconnect_backoff_ms", 100),
-                ("grpc.max_reconnect_backoff_ms", 1000),
-            ],
-        )
+        options = [
+            ("grpc.enable_http_proxy", 0),
+            ("grpc.max_receive_message_length", max_message_size),
+            ("grpc.max_send_message_length", -1),
+            # Triton comes back within seconds of its end; the default waits up to two minutes.
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.min_reconnect_backoff_ms", 100),
+            ("grpc.max_reconnect_backoff_ms", 1000),
+        ]
+        self.channel = grpc.aio.insecure_channel(endpoint, options=options)
+        # Without the option gRPC takes in ever more of what nobody has asked to read. The others have none, or their
+        # answers would come at 64 KiB a round trip.
+        self._unhurried = grpc.aio.insecure_channel(endpoint, options=[*options, ("grpc.http2.bdp_probe", 0)])
         self.metadata: tuple[tuple[str, str], ...] = (header,) if header else ()
         self.stub: Any = service_pb2_grpc.GRPCInferenceServiceStub(self.channel)
 
@@ -64,9 +63,14 @@ class TritonLink:
         """ModelInfer from bytes to bytes, at the least cost."""
         return direct_unary(self.channel, f"/{SERVICE}/ModelInfer")
 
-    def predictions_in_turn(self) -> UnaryInTurn:
-        """The same, where an answer is read when it is its turn."""
-        return unary_in_turn(self.channel, f"/{SERVICE}/ModelInfer")
+    def predictions_in_two_steps(self) -> Begin:
+        """The same, where an answer stays with Triton until it is read."""
+        return two_step_unary(self._unhurried, f"/{SERVICE}/ModelInfer")
+
+    async def close(self) -> None:
+        """End all that is under way."""
+        await self.channel.close()
+        await self._unhurried.close()
 
     async def live(self) -> bool:
         """Whether Triton answers. Not whether it is ready: for that it waits for every model that is being loaded."""

@@ -6,81 +6,108 @@ two copies, so many at once hold up everybody.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 
 from inferplane.common.v1.errors_pb2 import ErrorReason
 from inferplane.server.access.snapshot import Route
 from inferplane.server.errors import InferplaneError
 from inferplane.server.fairness import FairGate
 from inferplane.server.inference.triton_link import TritonLink
+from inferplane.server.inference.two_step_call import Begun
 
 __all__ = ["AnswerReader", "KnownAnswers"]
 
-SMALL = 64 << 10
-"""Bytes. So much of an answer comes before anybody reads it."""
+SMALL = 256 << 10
+"""Bytes of an answer that is taken as it comes."""
 ENOUGH = 100
 """Answers of a version, none of them larger than SMALL, after which the next are taken to be small, too."""
 AS_THEY_COME = 32
 """Answers at once that are taken to be small: if they are not, no more of them come together."""
-LONGEST_PAUSE = 0.1
-"""Seconds; more than a copy of the largest answer takes. What takes longer was waited for, not worked on."""
+TOGETHER = 32 << 20
+"""Bytes of large answers that are read at once, or one answer."""
+EACH = 32 << 20
+EACH_BESIDE = 8 << 20
+"""Bytes of them that are one caller's, or one answer; the second while others are here."""
+WAITING = 4 << 30
+"""Bytes of large answers that wait in Triton's memory; what is beyond that is let go."""
+WAITING_EACH = 1 << 30
+"""Bytes of them that are one caller's."""
+COPIED = 320 << 20
+"""Bytes that an event loop copies in a second, in and out again."""
 MOST_KNOWN = 4096
-"""Deployments about which something is known; where there are more, all are learned anew."""
+"""Deployments about which something is known, and callers of each with large answers; of more, all are learned anew."""
 
 
 class KnownAnswers:
     """What the answers of a deployment's version were like so far, in this process."""
 
-    __slots__ = ("_count", "largest", "version")
+    __slots__ = ("_count", "_expected", "_were_small", "digest")
 
-    def __init__(self, version: int) -> None:
-        self.version = version
-        self.largest = 0
-        """Bytes."""
+    def __init__(self, digest: str) -> None:
+        self.digest = digest
         self._count = 0
+        self._were_small = True
+        self._expected: dict[str, int] = {}
 
     @property
     def are_small(self) -> bool:
-        return self._count >= ENOUGH and self.largest <= SMALL
+        return self._count >= ENOUGH and self._were_small
 
-    @property
-    def are_large(self) -> bool:
-        return self.largest > SMALL
+    def expected(self, caller: str) -> int:
+        """How large his next one may be, in bytes, where the last were large; else 0."""
+        return self._expected.get(caller, 0) if self._expected else 0
 
-    def came(self, size: int) -> None:
+    def came(self, caller: str, size: int) -> None:
         """One did, of so many bytes, or had more than are taken."""
-        if size > self.largest:
-            self.largest = size
         self._count += 1
+        if size > SMALL:
+            self._were_small = False
+        elif not self._expected:
+            return
+        expected = max(size, self._expected.pop(caller, 0) // 4)
+        if expected > SMALL:
+            if len(self._expected) >= MOST_KNOWN:
+                self._expected.clear()
+            self._expected[caller] = expected
 
 
 class AnswerReader:
-    """Asks Triton through `link`. Large answers stay there until it is their turn: one of a caller, two in all."""
+    """Asks Triton through `link`. Large answers stay there until it is their turn. `is_beside` says of a caller whether
+    others are here, whom his answers may hold up."""
 
-    def __init__(self, link: TritonLink) -> None:
+    def __init__(self, link: TritonLink, is_beside: Callable[[str], bool]) -> None:
         self._metadata = link.metadata
         self._infer = link.predictions()
-        self._infer_in_turn = link.predictions_in_turn()
+        self._begin = link.predictions_in_two_steps()
+        self._is_beside = is_beside
         self._known: dict[str, KnownAnswers] = {}
         self._as_they_come = 0
-        self._large = _turns(together=2, each=1)
-        # Apart, so that nobody whose answers may be small waits for large ones.
-        self._unknown = _turns(together=4, each=2)
+        self._large = FairGate(
+            "too many answers wait to be read",
+            capacity=TOGETHER,
+            each=EACH,
+            each_beside=EACH_BESIDE,
+            is_beside=is_beside,
+            waiting=WAITING,
+            waiting_each=WAITING_EACH,
+        )
+        # Apart, and by number, so that nobody whose answers are small waits for large ones. How many wait is bounded by
+        # how many are under way.
+        self._others = FairGate("", capacity=8, each=4, waiting=1 << 32, waiting_each=1 << 32)
 
     def known_of(self, route: Route) -> KnownAnswers:
         """What is known of the answers of the version that a route leads to."""
         known = self._known.get(route.deployment)
-        if known is None or known.version != route.target.version:
+        if known is None or known.digest != route.target.digest:
             if len(self._known) >= MOST_KNOWN:
                 self._known.clear()
-            known = self._known[route.deployment] = KnownAnswers(route.target.version)
+            known = self._known[route.deployment] = KnownAnswers(route.target.digest)
         return known
 
     async def ask(self, body: bytes, known: KnownAnswers, caller: str, deadline: float) -> bytes:
         """The answer to a ModelInferRequest; `deadline` is one of `time.monotonic`.
 
-        Raises AioRpcError, and DEADLINE_EXCEEDED where its turn does not come in time.
+        Raises AioRpcError, DEADLINE_EXCEEDED where its turn does not come in time, and OVERLOADED.
         """
         timeout = deadline - time.monotonic()
         if known.are_small and self._as_they_come < AS_THEY_COME:
@@ -90,41 +117,43 @@ class AnswerReader:
             finally:
                 self._as_they_come -= 1
         else:
-            data = await self._infer_in_turn(body, self._metadata, timeout, self._turn(known, caller, deadline))
-        known.came(len(data))
+            begun = await self._begin(body, self._metadata, timeout)
+            try:
+                data = await self._read_in_turn(begun, known, caller, deadline)
+            except BaseException:
+                begun.cancel()
+                raise
+        known.came(caller, len(data))
         return data
 
-    @asynccontextmanager
-    async def _turn(self, known: KnownAnswers, caller: str, deadline: float) -> AsyncIterator[None]:
-        """That of a large answer lasts twice as long as reading takes, so that half of the event loop's time is left
-        for others."""
+    async def _read_in_turn(self, begun: Begun, known: KnownAnswers, caller: str, deadline: float) -> bytes:
+        if begun.has_failed:
+            return await begun.read()
         try:
             async with asyncio.timeout(deadline - time.monotonic()):
-                gate = await self._enter(known, caller)
+                gate, cost = await self._enter(known, caller)
         except TimeoutError:
             raise InferplaneError(ErrorReason.ERROR_REASON_DEADLINE_EXCEEDED) from None
-        began = time.monotonic()
+        pause = 0.0
         try:
-            yield
+            data = await begun.read()
+            if len(data) > SMALL and self._is_beside(caller):
+                # Others have the event loop for as long as it takes to copy.
+                pause = len(data) / COPIED
+            return data
         finally:
-            if gate is self._large:
-                pause = min(time.monotonic() - began, LONGEST_PAUSE)
-                asyncio.get_running_loop().call_later(pause, gate.leave, caller, 1)
+            if pause:
+                asyncio.get_running_loop().call_later(pause, gate.leave, caller, cost)
             else:
-                gate.leave(caller, 1)
+                gate.leave(caller, cost)
 
-    async def _enter(self, known: KnownAnswers, caller: str) -> FairGate:
-        if not known.are_large:
-            await self._unknown.enter(caller, 1)
-            if not known.are_large:
-                return self._unknown
-            # Another was, while this one waited.
-            self._unknown.leave(caller, 1)
-        await self._large.enter(caller, 1)
-        return self._large
-
-
-def _turns(together: int, each: int) -> FairGate:
-    """So many answers are read at once, `each` of one caller. How many wait is bounded by how many are under way."""
-    unbounded = 1 << 32
-    return FairGate("too many answers wait", capacity=together, each=each, waiting=unbounded, waiting_each=unbounded)
+    async def _enter(self, known: KnownAnswers, caller: str) -> tuple[FairGate, int]:
+        if not known.expected(caller):
+            await self._others.enter(caller, 1)
+            if not known.expected(caller):
+                return self._others, 1
+            # One was large while this one waited.
+            self._others.leave(caller, 1)
+        cost = known.expected(caller)
+        await self._large.enter(caller, cost)
+        return self._large, cost

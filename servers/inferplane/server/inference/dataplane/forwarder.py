@@ -30,8 +30,8 @@ DecodedT = TypeVar("DecodedT")
 CALL_COST = 64 << 10
 """Bytes that a call counts for beside its body."""
 ANSWER_SHARE = 256
-"""Of so many bytes of the largest answer that its deployment has given, a call counts for one more: Triton holds
-what nobody has read yet."""
+"""Of so many bytes of the answer that its caller may expect a call counts for one more: Triton holds what nobody has
+read yet."""
 
 
 class Window(NamedTuple):
@@ -62,7 +62,6 @@ class Forwarder:
         cap: float,
         window: Window | None = None,
     ) -> None:
-        self._reader = AnswerReader(link)
         self._router = Router(admission)
         self._outcomes = outcomes
         self._unread = unread
@@ -77,6 +76,7 @@ class Forwarder:
             waiting_each=window.waiting_each,
         )
         self._given_up = GivenUpCalls(self._gate)
+        self._reader = AnswerReader(link, self._gate.is_beside)
 
     @property
     def under_way(self) -> int:
@@ -152,13 +152,14 @@ class Forwarder:
         admitted, route = self._router.admit(attempt, principal, body)
         self._unread.check(principal.subject)
         caller, known = principal.subject, self._reader.known_of(route)
-        cost = len(body) + CALL_COST + known.largest // ANSWER_SHARE
+        cost = len(body) + CALL_COST + known.expected(caller) // ANSWER_SHARE
         if not self._gate.try_enter(caller, cost):
             await self._wait(caller, cost, deadline)
             try:
                 # Its session may have ended; its grants, and the version that is served, may be others by now.
                 self._router.confirm(principal)
                 admitted, route = self._router.admit(attempt, principal, body)
+                known = self._reader.known_of(route)
             except BaseException:
                 self._gate.leave(caller, cost)
                 raise
@@ -169,8 +170,12 @@ class Forwarder:
         except grpc.aio.AioRpcError as error:
             given_up = error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
             if size := refused_size(error):
-                known.came(size)
+                known.came(caller, size)
             raise from_triton(error) from error
+        except InferplaneError:
+            # Its turn did not come, but Triton has answered.
+            given_up = False
+            raise
         finally:
             if given_up:
                 self._given_up.keep(route.deployment, caller, cost)

@@ -1,16 +1,15 @@
-"""A call below grpc.aio's own objects, and one whose answer is read in turn, behave as grpc.aio's unary calls do."""
+"""A call below grpc.aio's own objects, and one in two steps, behave as grpc.aio's unary calls do."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, nullcontext
 from typing import Any
 
 import grpc
 import pytest
 
-from inferplane.server.inference.call_in_turn import unary_in_turn
 from inferplane.server.inference.direct_call import Unary, _direct, direct_unary, usual_unary
 from inferplane.server.inference.triton_link import SERVICE, TritonLink
+from inferplane.server.inference.two_step_call import two_step_unary
 from tests.support.mesh import until
 
 PATH = "/test.Service/Method"
@@ -62,13 +61,17 @@ async def service() -> AsyncIterator[tuple[Service, grpc.aio.Channel]]:
     await server.stop(None)
 
 
-def at_once(channel: grpc.aio.Channel, path: str) -> Unary:
-    """A call whose answer is read in turn, where it is always its turn."""
-    in_turn = unary_in_turn(channel, path)
-    return lambda body, metadata, timeout: in_turn(body, metadata, timeout, nullcontext())
+def in_two_steps(channel: grpc.aio.Channel, path: str) -> Unary:
+    begin = two_step_unary(channel, path)
+
+    async def call(body: bytes, metadata: tuple[tuple[str, str], ...], timeout: float) -> bytes:
+        begun = await begin(body, metadata, timeout)
+        return await begun.read()
+
+    return call
 
 
-WAYS = {"direct": direct_unary, "usual": usual_unary, "in turn": at_once}
+WAYS = {"direct": direct_unary, "usual": usual_unary, "in two steps": in_two_steps}
 
 
 @pytest.fixture(params=WAYS)
@@ -123,6 +126,16 @@ async def test_body_and_metadata_arrive_and_the_answer_comes_back(
     body = bytes(range(256)) * 1000
     assert await call(body, METADATA, 10) == body
     assert service[0].metadata["x-secret"] == "value"
+
+
+async def test_a_call_that_fails_is_known_to_before_it_is_read(service: tuple[Service, grpc.aio.Channel]) -> None:
+    async def abort(_body: bytes, context: Any) -> None:
+        await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "not now")
+
+    service[0].behaviour = abort
+    begun = await two_step_unary(service[1], PATH)(b"", METADATA, 10)
+    await until(lambda: begun.has_failed)
+    assert (await failure(begun.read())).code() is grpc.StatusCode.FAILED_PRECONDITION
 
 
 async def test_an_error_has_its_code_text_and_trailers(service: tuple[Service, grpc.aio.Channel], call: Unary) -> None:
@@ -193,28 +206,15 @@ async def test_a_thousand_calls_that_are_cancelled_at_once_leave_the_channel_who
     assert await call(b"after", METADATA, 10) == b"after"
 
 
-class Turn:
-    """Somebody's turn, which the test gives."""
-
-    def __init__(self) -> None:
-        self.given, self.begun = asyncio.Event(), asyncio.Event()
-
-    @asynccontextmanager
-    async def __call__(self) -> AsyncIterator[None]:
-        self.begun.set()
-        await self.given.wait()
-        yield
-
-
 @pytest.fixture
 async def link(service: tuple[Service, grpc.aio.Channel]) -> AsyncIterator[TritonLink]:
     """The service, as the data plane reaches Triton."""
     link = TritonLink(service[0].address, None, LARGEST)
     yield link
-    await link.channel.close()
+    await link.close()
 
 
-async def test_an_answer_stays_with_triton_until_its_turn_however_many_were_read_before(
+async def test_an_answer_stays_with_triton_until_it_is_read_however_many_were_read_before(
     service: tuple[Service, grpc.aio.Channel], link: TritonLink
 ) -> None:
     sent = asyncio.Event()
@@ -225,20 +225,19 @@ async def test_an_answer_stays_with_triton_until_its_turn_however_many_were_read
         return bytes(LARGEST if body else 0)
 
     service[0].behaviour = answer
-    infer, turn = link.predictions_in_turn(), Turn()
+    begin = link.predictions_in_two_steps()
     for _ in range(50):
-        assert len(await infer(b"before", METADATA, 10, nullcontext())) == LARGEST
-    held = asyncio.create_task(infer(b"held", METADATA, 10, turn()))
-    await turn.begun.wait()
+        assert len(await (await begin(b"before", METADATA, 10)).read()) == LARGEST
+    held = await begin(b"held", METADATA, 10)
     for _ in range(50):
-        await infer(b"", METADATA, 10, nullcontext())
+        await (await begin(b"", METADATA, 10)).read()
     assert not sent.is_set()
-    turn.given.set()
-    assert len(await held) == LARGEST
+    assert not held.has_failed
+    assert len(await held.read()) == LARGEST
     await sent.wait()
 
 
-async def test_who_leaves_before_its_turn_ends_the_call_at_the_other_side(
+async def test_to_cancel_an_answer_that_nobody_has_read_ends_the_call_at_the_other_side(
     service: tuple[Service, grpc.aio.Channel], link: TritonLink
 ) -> None:
     sent = asyncio.Event()
@@ -248,14 +247,9 @@ async def test_who_leaves_before_its_turn_ends_the_call_at_the_other_side(
         return bytes(LARGEST)
 
     service[0].behaviour = answer
-    turn = Turn()
-    held = asyncio.create_task(link.predictions_in_turn()(b"", METADATA, 50, turn()))
-    await turn.begun.wait()
+    held = await link.predictions_in_two_steps()(b"", METADATA, 50)
     held.cancel()
-    with pytest.raises(asyncio.CancelledError) as left:
-        await held
     await asyncio.wait_for(sent.wait(), 10)
-    assert left.value.__traceback__ is not None
 
 
 @pytest.mark.parametrize("way", WAYS)
