@@ -9,7 +9,6 @@ the accuracy that was served with scikit-learn's own.
 
 import argparse
 import asyncio
-import contextlib
 import json
 import signal
 import subprocess
@@ -34,7 +33,6 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from inferplane.client import Inferplane
-from inferplane.client.errors import NotFound
 
 MODEL = "digits"
 START_TIMEOUT = 60.0
@@ -91,8 +89,6 @@ class Mesh:
 async def publish(plane: Inferplane, onnx_file: Path) -> Any:
     """Push a new version and serve it in place of any other."""
     version = await plane.artifact.push(MODEL, onnx_file, description="Handwritten digits, 8x8 pixels")
-    with contextlib.suppress(NotFound):
-        await plane.inference.undeploy(MODEL)
     await plane.inference.deploy(f"{MODEL}:{version.name.rpartition('/')[2]}")
     return version
 

@@ -1,5 +1,6 @@
 """What commands of the server say on a terminal."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -54,3 +55,11 @@ def test_an_address_that_is_to_be_copied_is_quoted_for_the_shell() -> None:
     ready = {"endpoints": {"auth": "[fd00::1]:50051"}, "admin": admin}
     mesh: Any = SimpleNamespace(ready=lambda: ready, log=None)
     assert "--mesh '[fd00::1]:50051' --username admin --password-file '/srv/[prod]/password'" in what_next(mesh)
+
+
+def test_a_mesh_on_free_ports_is_named_by_its_ready_file() -> None:
+    admin = {"username": "admin", "password_file": "/srv/password"}
+    mesh: Any = SimpleNamespace(ready=lambda: {"endpoints": {"auth": "127.0.0.1:40000"}, "admin": admin}, log=None)
+    said = what_next(mesh, Path("/srv/r y.json"))
+    assert "inferplane login --ready-file '/srv/r y.json' --username admin" in said
+    assert "--mesh" not in said

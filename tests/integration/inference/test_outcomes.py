@@ -15,6 +15,8 @@ from inferplane.server.access.snapshot import GrantRow, Route
 from inferplane.server.errors import InferplaneError, invalid_field
 from inferplane.server.identity.principal import Principal
 from inferplane.server.inference.dataplane import outcome, routing
+from inferplane.server.inference.dataplane.request import MAX_HEAD
+from inferplane.server.inference.wire import length_prefixed
 from tests.support.mesh import error_info, failure, reason, until
 from tests.support.paths import INFER, PREDICT, STREAM
 from tests.support.stand import FORGED, DataPlane, data_plane, infer_request, target
@@ -98,6 +100,15 @@ async def test_who_may_call_nothing_is_asked_to_get_no_more_than_what_was_called
         assert (asked["permission"], "resource" in asked) == ("PREDICT", False)
         plane.grants.append(GrantRow("users/eve", "caller", "theirs"))
         assert error_info(await failure(plane.infer(user="eve"))).metadata["resource"] == "m"
+
+
+async def test_nothing_but_the_name_is_read_of_a_request_that_its_caller_may_not_make() -> None:
+    """Else it would be told what is wrong with it."""
+    too_much = infer_request().SerializeToString() + length_prefixed(2, b"1" * MAX_HEAD)
+    async with data_plane() as plane:
+        assert (await reason(plane.infer(too_much)))[1] == "MESSAGE_TOO_LARGE"
+        plane.grants.append(GrantRow("users/eve", "caller", "theirs"))
+        assert (await reason(plane.infer(too_much, user="eve")))[1] == "PERMISSION_DENIED"
 
 
 async def test_the_line_about_a_stranger_names_the_address() -> None:

@@ -165,9 +165,9 @@ def long_name(proto: onnx.ModelProto) -> None:
         (optional_output, "output 'y' is no tensor but of kind optional"),
         (
             set_element_type(TensorProto.BFLOAT16),
-            "input 'x' has the element type bfloat16, which Triton does not serve",
+            "input 'x' has the element type bfloat16, which is not served",
         ),
-        (set_element_type(4711), "input 'x' has the element type 4711, which Triton does not serve"),
+        (set_element_type(4711), "input 'x' has the element type 4711, which is not served"),
         (unknown_rank, "output 'y' does not state its number of dimensions"),
         (empty_dimension, "input 'x' has a dimension of size 0"),
         (newer_ir, f"ir_version 999 is newer than {onnx.IR_VERSION}, the newest supported one"),

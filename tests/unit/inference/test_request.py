@@ -148,6 +148,13 @@ def test_known_parameters_and_classification_pass() -> None:
     assert found.requested == {"y": 3}
 
 
+def test_bf16_passes_where_it_is_what_the_model_takes() -> None:
+    message = request(model_name="m")
+    message.inputs.add(name="x", datatype="BF16", shape=[3])
+    message.raw_input_contents.append(bytes(6))
+    check_request(read(message.SerializeToString()), Signature((TensorSpec("x", "BF16", (-1,)),), ()))
+
+
 def test_typed_contents_pass_where_they_are_small() -> None:
     message = good()
     message.ClearField("raw_input_contents")

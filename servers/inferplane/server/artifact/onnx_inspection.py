@@ -308,7 +308,7 @@ def _datatype(what: str, number: int) -> str:
     if name == "UNDEFINED":
         raise _refused(_INVALID, f"{what} has no element type")
     if name not in DATATYPES:
-        raise _refused(_UNSUPPORTED, f"{what} has the element type {name.lower()}, which Triton does not serve")
+        raise _refused(_UNSUPPORTED, f"{what} has the element type {name.lower()}, which is not served")
     return name
 
 

@@ -67,7 +67,7 @@ async def run(settings: Settings, ready_file: Path | None) -> None:
             return
         await starting
         say(endpoint_table(mesh, time.monotonic() - began))
-        say(what_next(mesh))
+        say(what_next(mesh, ready_file if settings.base_port == 0 else None))
         if ready_file is not None:
             stack.callback(_remove, ready_file)
         await keep_ready_file(mesh, ready_file, stopped)
@@ -125,12 +125,13 @@ def endpoint_table(mesh: Mesh, seconds: float) -> Table:
     return table
 
 
-def what_next(mesh: Mesh) -> str:
-    """What to do now that it is ready."""
+def what_next(mesh: Mesh, ready_file: Path | None = None) -> str:
+    """What to do now that it is ready. With `ready_file` the mesh is named by it: free ports do not follow auth's."""
     ready = mesh.ready()
     admin = ready["admin"]
+    option, value = ("--mesh", ready["endpoints"]["auth"]) if ready_file is None else ("--ready-file", str(ready_file))
     return (
-        f"log in:  inferplane login --mesh {shlex.quote(ready['endpoints']['auth'])} --username {admin['username']}"
+        f"log in:  inferplane login {option} {shlex.quote(value)} --username {admin['username']}"
         f" --password-file {shlex.quote(admin['password_file'])}\n"
         f"logs:    {mesh.log.path if mesh.log else ''}\nCtrl-C stops everything."
     )
