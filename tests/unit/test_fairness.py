@@ -35,6 +35,32 @@ async def waiting_in(present: FairGate, *callers: str) -> AsyncIterator[tuple[li
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
+async def test_a_place_that_is_handed_on_goes_to_the_same_caller_and_otherwise_to_the_next() -> None:
+    present = gate(capacity=1)
+    assert present.try_enter("a", 1)
+    async with waiting_in(present, "b", "a", "a") as (order, _):
+        for _ in range(3):
+            present.hand_on("a", 1)
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        assert order == ["a", "a", "b"]
+        present.leave("b", 1)
+    assert (present.inside, present.waiting, present._shares) == (0, 0, {})
+
+
+async def test_a_place_is_not_handed_on_to_who_has_just_left() -> None:
+    present = gate(capacity=1)
+    assert present.try_enter("a", 1)
+    async with waiting_in(present, "a", "b") as (order, tasks):
+        tasks[0].cancel()
+        present.hand_on("a", 1)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert order == ["b"]
+        present.leave("b", 1)
+    assert (present.inside, present.waiting, present._shares) == (0, 0, {})
+
+
 def test_one_caller_gets_no_more_than_its_share() -> None:
     present = gate()
     assert [present.try_enter("a", 1) for _ in range(3)] == [True, True, False]
@@ -173,7 +199,7 @@ async def test_whatever_comes_and_goes_in_the_end_nothing_is_left(seed: int) -> 
             for _ in range(turns):
                 await asyncio.sleep(0)
         finally:
-            present.leave(caller, cost)
+            choose.choice([present.leave, present.hand_on])(caller, cost)
 
     tasks = []
     for _ in range(300):

@@ -120,6 +120,18 @@ class FairGate:
         self.make_room(cost)
         self.settle(caller, cost)
 
+    def hand_on(self, caller: str, cost: int) -> None:
+        """`leave`, where the work was so little that the caller's next, if it waits and costs no more, takes the place
+        out of turn."""
+        share = self._shares[caller]
+        while share.queue and share.queue[0].cost <= cost:
+            turn = share.queue.popleft()
+            self._count_out(share, turn)
+            if not turn.admitted.cancelled():
+                self._let_in(share, turn)
+                break
+        self.leave(caller, cost)
+
     def make_room(self, cost: int) -> None:
         """The first half of `leave`: others may come in, while it still counts against its caller until `settle`."""
         self.inside -= cost
@@ -210,11 +222,14 @@ class FairGate:
             self._count_out(share, turn)
             # One that was cancelled has not been told yet.
             if not turn.admitted.cancelled():
-                share.inside += turn.cost
-                self.inside += turn.cost
-                turn.admitted.set_result(None)
+                self._let_in(share, turn)
             self._enlist(caller, share)
             self._drop_if_idle(caller, share)
+
+    def _let_in(self, share: _Share, turn: _Turn) -> None:
+        share.inside += turn.cost
+        self.inside += turn.cost
+        turn.admitted.set_result(None)
 
     def _count_out(self, share: _Share, turn: _Turn) -> None:
         share.waiting -= turn.cost

@@ -283,6 +283,28 @@ async def test_nobody_whose_answers_are_small_waits_for_large_ones_even_of_the_s
     await asyncio.gather(*large, *small)
 
 
+async def test_small_answers_of_one_caller_that_wait_with_large_ones_take_one_turn_together(reader: Reader) -> None:
+    largest = b"%d" % (answer_reader.TOGETHER + 1)
+    for caller in ("alice", "bob"):
+        await reader.read(largest, caller)
+    await until(lambda: reader.idle)
+    reader.triton.go.clear()
+    order: list[str] = []
+
+    async def one(body: bytes, caller: str) -> None:
+        await reader.read(body, caller)
+        order.append(caller)
+
+    calls = [asyncio.create_task(one(largest, "bob")) for _ in range(3)]
+    await settled()
+    calls += [asyncio.create_task(one(TINY, "alice")) for _ in range(10)]
+    await settled()
+    assert len(reader.triton.reading) == 1
+    reader.triton.go.set()
+    await asyncio.gather(*calls)
+    assert order == ["bob", *["alice"] * 10, "bob", "bob"]
+
+
 async def test_no_more_than_so_many_answers_come_unasked_even_where_all_were_small(reader: Reader) -> None:
     await reader.know(TINY)
     reader.triton.go.clear()

@@ -134,18 +134,22 @@ class AnswerReader:
                 gate, cost = await self._enter(known, caller)
         except TimeoutError:
             raise InferplaneError(ErrorReason.ERROR_REASON_DEADLINE_EXCEEDED) from None
-        pause = 0.0
+        size = 0
         try:
             data = await begun.read()
-            if len(data) > SMALL and self._is_beside(caller):
-                # Others have the event loop for as long as it takes to copy.
-                pause = len(data) / COPIED
+            size = len(data)
             return data
         finally:
-            if pause:
-                asyncio.get_running_loop().call_later(pause, gate.leave, caller, cost)
-            else:
-                gate.leave(caller, cost)
+            self._leave(gate, caller, cost, size)
+
+    def _leave(self, gate: FairGate, caller: str, cost: int, size: int) -> None:
+        if size > SMALL and self._is_beside(caller):
+            # Others have the event loop for as long as it takes to copy.
+            asyncio.get_running_loop().call_later(size / COPIED, gate.leave, caller, cost)
+        elif size <= SMALL and gate is self._large:
+            gate.hand_on(caller, cost)
+        else:
+            gate.leave(caller, cost)
 
     async def _enter(self, known: KnownAnswers, caller: str) -> tuple[FairGate, int]:
         if not known.expected(caller):
