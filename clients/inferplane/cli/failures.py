@@ -133,6 +133,9 @@ def _hint(error: Any) -> str:
         role, resource = _ROLES.get(permission, "ROLE"), error.metadata.get("resource", "NAME")
         scope = resource.partition("/")[2].partition("/")[0] or resource
         return f"ask an administrator to run: inferplane grant add {role} --to YOU --on '{scope}'"
+    if error.reason == "DEPENDENCY_UNAVAILABLE":
+        missing = error.metadata.get("dependency", "something that the mesh needs")
+        return f"the mesh is up, but does not get an answer of {missing}: `inferplane doctor` on its machine says more"
     if error.reason == "DEPLOYMENT_FAILED" and (serves := error.metadata.get("serves")):
         _, model, _, version = serves.split("/")
         return f"loading is tried again; `inferplane deploy {model}:{version}` gives the replacement up"

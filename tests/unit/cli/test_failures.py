@@ -57,6 +57,14 @@ async def test_a_mesh_that_is_down_says_how_to_start_one(logged_in: Cli, mesh: F
     assert "inferplane up" in result.err
 
 
+async def test_a_mesh_that_lacks_something_says_what_and_not_how_to_start_one(mesh: FakeMesh, logged_in: Cli) -> None:
+    metadata, unavailable = {"dependency": "database"}, grpc.StatusCode.UNAVAILABLE
+    mesh.fault("WhoAmI", unavailable, "DEPENDENCY_UNAVAILABLE", metadata=metadata, times=9)
+    result = await logged_in("whoami")
+    assert "answer of database" in result.err
+    assert "inferplane up" not in result.err
+
+
 async def test_violations_are_named(mesh: FakeMesh, logged_in: Cli) -> None:
     mesh.fault("DeleteDeployment", grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD", violations=(("name", "odd"),))
     assert "  name: odd" in (await logged_in("undeploy", "digits")).err
