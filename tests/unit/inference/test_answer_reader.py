@@ -305,6 +305,24 @@ async def test_small_answers_of_one_caller_that_wait_with_large_ones_take_one_tu
     assert order == ["bob", *["alice"] * 10, "bob", "bob"]
 
 
+async def test_who_gives_up_while_his_answer_is_read_hands_his_turn_to_the_next_caller(reader: Reader) -> None:
+    largest = b"%d" % (answer_reader.TOGETHER + 1)
+    for caller in ("alice", "bob"):
+        await reader.read(largest, caller)
+    await until(lambda: reader.idle)
+    reader.triton.go.clear()
+    calls = [reader.begin(largest, caller) for caller in ("alice", "alice", "bob")]
+    await settled()
+    calls[0].cancel()
+    await settled()
+    assert len(reader.triton.reading) == 1
+    bobs = calls[2]
+    reader.triton.go.set()
+    await asyncio.wait(calls[1:], return_when=asyncio.FIRST_COMPLETED)
+    assert bobs.done()
+    await calls[1]
+
+
 async def test_no_more_than_so_many_answers_come_unasked_even_where_all_were_small(reader: Reader) -> None:
     await reader.know(TINY)
     reader.triton.go.clear()

@@ -1,7 +1,7 @@
 """Asks Triton, and reads its answers: small ones as they come, others in turn (decision 0038).
 
 How large an answer is shows only when it is read, and a small request can have a large one. Each takes the event loop
-two copies, so many at once hold up everybody.
+several copies, so many at once hold up everybody.
 """
 
 import asyncio
@@ -143,10 +143,11 @@ class AnswerReader:
             self._leave(gate, caller, cost, size)
 
     def _leave(self, gate: FairGate, caller: str, cost: int, size: int) -> None:
+        """After an answer of so many bytes; 0 where none was read to its end."""
         if size > SMALL and self._is_beside(caller):
             # Others have the event loop for as long as it takes to copy.
             asyncio.get_running_loop().call_later(size / COPIED, gate.leave, caller, cost)
-        elif size <= SMALL and gate is self._large:
+        elif 0 < size <= SMALL and gate is self._large:
             gate.hand_on(caller, cost)
         else:
             gate.leave(caller, cost)
