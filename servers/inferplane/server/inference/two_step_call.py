@@ -1,11 +1,19 @@
 """Unary calls in two steps: their answer has begun to come, and it is read. Until then it stays with the other side."""
 
+import asyncio
+import contextlib
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeAlias
 
 import grpc
 
+from inferplane.server.tasks import start_task
+
 __all__ = ["Begin", "Begun", "two_step_unary"]
+
+
+_DISCARDED: set[asyncio.Task[None]] = set()
+"""Answers that are read for nobody. The event loop itself does not keep them."""
 
 
 class Begun:
@@ -26,13 +34,24 @@ class Begun:
         await self._call.read()
         return b"" if answer is grpc.aio.EOF else bytes(answer)
 
-    def cancel(self) -> None:
-        """Nobody wants the answer any more."""
-        self._call.cancel()
+    def discard(self) -> None:
+        """Nobody wants the answer any more. It is read all the same: Triton keeps one that is cancelled for ever."""
+        if not self._call.done():
+            reading = start_task(self._read_to_its_end())
+            _DISCARDED.add(reading)
+            reading.add_done_callback(_DISCARDED.discard)
+
+    async def _read_to_its_end(self) -> None:
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            await self.read()
 
 
 Begin: TypeAlias = Callable[[bytes, tuple[tuple[str, str], ...], float], Coroutine[Any, Any, Begun]]
-"""Body, metadata and timeout in seconds, to the call once it has begun to be answered."""
+"""Body, metadata and timeout in seconds, to the call once it has begun to be answered, which must be read or discarded
+within READABLE. Raises AioRpcError where that takes longer than the timeout."""
+
+READABLE = 30.0
+"""Seconds after its timeout for which an answer that has begun to come can be read."""
 
 
 def two_step_unary(channel: grpc.aio.Channel, path: str) -> Begin:
@@ -41,12 +60,24 @@ def two_step_unary(channel: grpc.aio.Channel, path: str) -> Begin:
     method: Any = channel.unary_stream(path)
 
     async def begin(body: bytes, metadata: tuple[tuple[str, str], ...], timeout: float) -> Begun:
-        call = method(body, metadata=metadata, timeout=timeout)
+        call = method(body, metadata=metadata, timeout=timeout + READABLE)
         try:
-            await call.initial_metadata()
+            async with asyncio.timeout(timeout):
+                await call.initial_metadata()
+        except TimeoutError:
+            call.cancel()
+            nothing = grpc.aio.Metadata()
+            raise grpc.aio.AioRpcError(
+                grpc.StatusCode.DEADLINE_EXCEEDED, nothing, nothing, "Deadline Exceeded"
+            ) from None
         except BaseException:
             call.cancel()
             raise
         return Begun(call)
 
     return begin
+
+
+def _too_late() -> grpc.aio.AioRpcError:
+    nothing = grpc.aio.Metadata()
+    return grpc.aio.AioRpcError(grpc.StatusCode.DEADLINE_EXCEEDED, nothing, nothing, "Deadline Exceeded")

@@ -21,17 +21,13 @@ SMALL = 256 << 10
 """Bytes of an answer that is taken as it comes."""
 ENOUGH = 100
 """Answers of a version, none of them larger than SMALL, after which the next are taken to be small, too."""
-AS_THEY_COME = 32
+AS_THEY_COME = 64
 """Answers at once that are taken to be small: if they are not, no more of them come together."""
 TOGETHER = 32 << 20
 """Bytes of large answers that are read at once, or one answer."""
 EACH = 32 << 20
 EACH_BESIDE = 8 << 20
 """Bytes of them that are one caller's, or one answer; the second while others are here."""
-WAITING = 4 << 30
-"""Bytes of large answers that wait in Triton's memory; what is beyond that is let go."""
-WAITING_EACH = 1 << 30
-"""Bytes of them that are one caller's."""
 COPIED = 320 << 20
 """Bytes that an event loop copies in a second, in and out again."""
 MOST_KNOWN = 4096
@@ -82,18 +78,9 @@ class AnswerReader:
         self._is_beside = is_beside
         self._known: dict[str, KnownAnswers] = {}
         self._as_they_come = 0
-        self._large = FairGate(
-            "too many answers wait to be read",
-            capacity=TOGETHER,
-            each=EACH,
-            each_beside=EACH_BESIDE,
-            is_beside=is_beside,
-            waiting=WAITING,
-            waiting_each=WAITING_EACH,
-        )
-        # Apart, and by number, so that nobody whose answers are small waits for large ones. How many wait is bounded by
-        # how many are under way.
-        self._others = FairGate("", capacity=8, each=4, waiting=1 << 32, waiting_each=1 << 32)
+        self._large = _turns(TOGETHER, EACH, EACH_BESIDE, is_beside)
+        # Apart, and by number, so that nobody whose answers are small waits for large ones.
+        self._others = _turns(4, 2)
 
     def known_of(self, route: Route) -> KnownAnswers:
         """What is known of the answers of the version that a route leads to."""
@@ -107,7 +94,7 @@ class AnswerReader:
     async def ask(self, body: bytes, known: KnownAnswers, caller: str, deadline: float) -> bytes:
         """The answer to a ModelInferRequest; `deadline` is one of `time.monotonic`.
 
-        Raises AioRpcError, DEADLINE_EXCEEDED where its turn does not come in time, and OVERLOADED.
+        Raises AioRpcError, and DEADLINE_EXCEEDED where its turn does not come in time.
         """
         timeout = deadline - time.monotonic()
         if known.are_small and self._as_they_come < AS_THEY_COME:
@@ -121,7 +108,7 @@ class AnswerReader:
             try:
                 data = await self._read_in_turn(begun, known, caller, deadline)
             except BaseException:
-                begun.cancel()
+                begun.discard()
                 raise
         known.came(caller, len(data))
         return data
@@ -162,3 +149,19 @@ class AnswerReader:
         cost = known.expected(caller)
         await self._large.enter(caller, cost)
         return self._large, cost
+
+
+def _turns(
+    capacity: int, each: int, each_beside: int | None = None, is_beside: Callable[[str], bool] | None = None
+) -> FairGate:
+    """A gate where as much waits as comes: that is bounded by what is under way."""
+    unbounded = 1 << 62
+    return FairGate(
+        "",
+        capacity=capacity,
+        each=each,
+        each_beside=each_beside,
+        is_beside=is_beside,
+        waiting=unbounded,
+        waiting_each=unbounded,
+    )
