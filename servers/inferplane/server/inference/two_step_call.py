@@ -1,19 +1,12 @@
 """Unary calls in two steps: their answer has begun to come, and it is read. Until then it stays with the other side."""
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeAlias
 
 import grpc
 
-from inferplane.server.tasks import start_task
-
 __all__ = ["Begin", "Begun", "two_step_unary"]
-
-
-_DISCARDED: set[asyncio.Task[None]] = set()
-"""Answers that are read for nobody. The event loop itself does not keep them."""
 
 
 class Begun:
@@ -34,21 +27,10 @@ class Begun:
         await self._call.read()
         return b"" if answer is grpc.aio.EOF else bytes(answer)
 
-    def discard(self) -> None:
-        """Nobody wants the answer any more. It is read all the same: Triton keeps one that is cancelled for ever."""
-        if not self._call.done():
-            reading = start_task(self._read_to_its_end())
-            _DISCARDED.add(reading)
-            reading.add_done_callback(_DISCARDED.discard)
-
-    async def _read_to_its_end(self) -> None:
-        with contextlib.suppress(grpc.aio.AioRpcError):
-            await self.read()
-
 
 Begin: TypeAlias = Callable[[bytes, tuple[tuple[str, str], ...], float], Coroutine[Any, Any, Begun]]
-"""Body, metadata and timeout in seconds, to the call once it has begun to be answered, which must be read or discarded
-within READABLE. Raises AioRpcError where that takes longer than the timeout."""
+"""Body, metadata and timeout in seconds, to the call once it has begun to be answered. Raises AioRpcError where that
+takes longer than the timeout."""
 
 READABLE = 30.0
 """Seconds after its timeout for which an answer that has begun to come can be read."""
@@ -66,10 +48,7 @@ def two_step_unary(channel: grpc.aio.Channel, path: str) -> Begin:
                 await call.initial_metadata()
         except TimeoutError:
             call.cancel()
-            nothing = grpc.aio.Metadata()
-            raise grpc.aio.AioRpcError(
-                grpc.StatusCode.DEADLINE_EXCEEDED, nothing, nothing, "Deadline Exceeded"
-            ) from None
+            raise _too_late() from None
         except BaseException:
             call.cancel()
             raise

@@ -14,8 +14,9 @@ from inferplane.server.errors import InferplaneError
 from inferplane.server.fairness import FairGate
 from inferplane.server.inference.triton_link import TritonLink
 from inferplane.server.inference.two_step_call import Begun
+from inferplane.server.tasks import start_task
 
-__all__ = ["AnswerReader", "KnownAnswers"]
+__all__ = ["AnswerReader", "KnownAnswers", "in_time"]
 
 SMALL = 256 << 10
 """Bytes of an answer that is taken as it comes."""
@@ -91,10 +92,13 @@ class AnswerReader:
             known = self._known[route.deployment] = KnownAnswers(route.target.digest)
         return known
 
-    async def ask(self, body: bytes, known: KnownAnswers, caller: str, deadline: float) -> bytes:
-        """The answer to a ModelInferRequest; `deadline` is one of `time.monotonic`.
+    async def ask(
+        self, body: bytes, known: KnownAnswers, caller: str, deadline: float
+    ) -> "bytes | asyncio.Task[bytes]":
+        """The answer to a ModelInferRequest, or the reading of one that has begun to come: it goes on in its turn, also
+        where nobody waits for it any more. `deadline`, one of `time.monotonic`, is that by which it must have begun.
 
-        Raises AioRpcError, and DEADLINE_EXCEEDED where its turn does not come in time.
+        Raises AioRpcError, and so does the reading.
         """
         timeout = deadline - time.monotonic()
         if known.are_small and self._as_they_come < AS_THEY_COME:
@@ -103,31 +107,23 @@ class AnswerReader:
                 data = await self._infer(body, self._metadata, timeout)
             finally:
                 self._as_they_come -= 1
-        else:
-            begun = await self._begin(body, self._metadata, timeout)
-            try:
-                data = await self._read_in_turn(begun, known, caller, deadline)
-            except BaseException:
-                begun.discard()
-                raise
-        known.came(caller, len(data))
-        return data
-
-    async def _read_in_turn(self, begun: Begun, known: KnownAnswers, caller: str, deadline: float) -> bytes:
+            known.came(caller, len(data))
+            return data
+        begun = await self._begin(body, self._metadata, timeout)
         if begun.has_failed:
             return await begun.read()
-        try:
-            async with asyncio.timeout(deadline - time.monotonic()):
-                gate, cost = await self._enter(known, caller)
-        except TimeoutError:
-            raise InferplaneError(ErrorReason.ERROR_REASON_DEADLINE_EXCEEDED) from None
+        return start_task(self._read_in_turn(begun, known, caller))
+
+    async def _read_in_turn(self, begun: Begun, known: KnownAnswers, caller: str) -> bytes:
+        gate, cost = await self._enter(known, caller)
         size = 0
         try:
             data = await begun.read()
             size = len(data)
-            return data
         finally:
             self._leave(gate, caller, cost, size)
+        known.came(caller, size)
+        return data
 
     def _leave(self, gate: FairGate, caller: str, cost: int, size: int) -> None:
         """After an answer of so many bytes; 0 where none was read to its end."""
@@ -165,3 +161,15 @@ def _turns(
         waiting=unbounded,
         waiting_each=unbounded,
     )
+
+
+async def in_time(reading: "asyncio.Task[bytes]", deadline: float) -> bytes:
+    """What was read. Where that takes longer, or nobody waits for it, reading goes on.
+
+    Raises AioRpcError and DEADLINE_EXCEEDED.
+    """
+    try:
+        async with asyncio.timeout(deadline - time.monotonic()):
+            return await asyncio.shield(reading)
+    except TimeoutError:
+        raise InferplaneError(ErrorReason.ERROR_REASON_DEADLINE_EXCEEDED) from None

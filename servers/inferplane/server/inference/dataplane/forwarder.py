@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple, TypeVar
 
 import grpc
@@ -14,7 +15,7 @@ from inferplane.server.errors import InferplaneError
 from inferplane.server.fairness import FairGate
 from inferplane.server.identity.principal import Principal
 from inferplane.server.inference.dataplane.answer import Answer, Output
-from inferplane.server.inference.dataplane.answer_reader import AnswerReader
+from inferplane.server.inference.dataplane.answer_reader import AnswerReader, in_time
 from inferplane.server.inference.dataplane.attempt import Attempt
 from inferplane.server.inference.dataplane.given_up import GivenUpCalls
 from inferplane.server.inference.dataplane.outcome import Outcomes
@@ -163,26 +164,36 @@ class Forwarder:
             except BaseException:
                 self._gate.leave(caller, cost)
                 raise
-        given_up = True
+        given_up, reading = True, None
         try:
-            data = await self._reader.ask(body, known, caller, deadline)
+            asked = await self._reader.ask(body, known, caller, deadline)
             given_up = False
+            if isinstance(asked, bytes):
+                data = asked
+            else:
+                reading = asked
+                data = await in_time(reading, deadline)
         except grpc.aio.AioRpcError as error:
-            given_up = error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+            given_up = given_up and error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
             if size := refused_size(error):
                 known.came(caller, size)
             raise from_triton(error) from error
-        except InferplaneError:
-            # Its turn did not come, but Triton has answered.
-            given_up = False
-            raise
         finally:
             if given_up:
                 self._given_up.keep(route.deployment, caller, cost)
-            else:
+            elif reading is None or reading.done():
                 self._gate.leave(caller, cost)
+            else:
+                # Triton has it until then.
+                reading.add_done_callback(partial(self._leave_unread, caller, cost))
         self._given_up.let_go(route.deployment)
         return admitted, route, data
+
+    def _leave_unread(self, caller: str, cost: int, reading: "asyncio.Task[bytes]") -> None:
+        self._gate.leave(caller, cost)
+        if not reading.cancelled():
+            # Nobody waits for what it raised.
+            reading.exception()
 
     async def _wait(self, caller: str, cost: int, deadline: float) -> None:
         try:
