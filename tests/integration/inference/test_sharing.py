@@ -9,7 +9,7 @@ import pytest
 from google.rpc import error_details_pb2
 
 from inferplane.server.access.snapshot import Route
-from inferplane.server.inference.dataplane import given_up
+from inferplane.server.inference.dataplane import answer_reader, given_up
 from inferplane.server.inference.dataplane.forwarder import ANSWER_SHARE, CALL_COST, Window
 from tests.support.mesh import detail, error_info, failure, until
 from tests.support.stand import LIMIT, data_plane, echo, infer_request, target
@@ -55,6 +55,22 @@ async def test_a_call_counts_for_a_share_of_the_answer_that_its_caller_may_expec
         held.go.set()
         await call
         assert plane.forwarder.under_way == 0
+
+
+async def test_an_answer_that_nobody_waits_for_any_more_counts_until_it_is_read() -> None:
+    async with data_plane() as plane:
+        await plane.infer(infer_request(values=1 << 20))
+        turns = plane.forwarder._reader._large
+        assert turns.try_enter("users/alice", answer_reader.TOGETHER)
+        assert (await failure(plane.infer(timeout=0.3))).code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        left = asyncio.ensure_future(plane.infer())
+        await until(lambda: len(plane.triton.requests) == 3)
+        left.cancel()
+        await until(lambda: not plane.server.calls.open)
+        assert plane.forwarder.under_way > 2 * CALL_COST
+        turns.leave("users/alice", answer_reader.TOGETHER)
+        await until(lambda: plane.forwarder.under_way == 0)
+        assert (turns.inside, turns.waiting) == (0, 0)
 
 
 async def test_an_answer_that_is_refused_for_its_size_counts_as_large_as_they_may_be() -> None:

@@ -370,6 +370,17 @@ async def test_who_comes_to_no_turn_in_time_is_told_and_takes_no_place(monkeypat
     await until(lambda: reader.idle)
 
 
+async def test_who_is_not_answered_in_time_is_told_also_where_reading_has_begun(reader: Reader) -> None:
+    await reader.know(LARGE)
+    reader.triton.go.clear()
+    with pytest.raises(InferplaneError) as late:
+        await reader.read(LARGE, seconds=0.05)
+    assert late.value.reason == ErrorReason.ERROR_REASON_DEADLINE_EXCEEDED
+    assert len(reader.triton.reading) == 1
+    reader.triton.go.set()
+    await until(lambda: reader.idle)
+
+
 async def test_an_answer_is_read_in_its_turn_also_where_nobody_waits_for_it_any_more(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
