@@ -154,8 +154,19 @@ async def test_the_deadline_holds(service: tuple[Service, grpc.aio.Channel], cal
     await until(lambda: service[0].cancelled == 1)
 
 
-async def test_a_deadline_that_is_over_is_missed(call: Unary) -> None:
-    assert (await failure(call(b"", METADATA, -1))).code() is grpc.StatusCode.DEADLINE_EXCEEDED
+async def test_a_deadline_that_is_over_is_missed_and_nothing_is_sent(
+    service: tuple[Service, grpc.aio.Channel], call: Unary
+) -> None:
+    asked: list[bytes] = []
+
+    def answer(body: bytes, _context: Any) -> bytes:
+        asked.append(body)
+        return b""
+
+    service[0].behaviour = answer
+    assert (await failure(call(b"late", METADATA, -1))).code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    await call(b"in time", METADATA, 10)
+    assert asked == [b"in time"]
 
 
 async def test_a_caller_who_leaves_ends_the_call_at_the_other_side(

@@ -171,17 +171,6 @@ async def test_after_one_large_answer_they_are_read_in_turn_however_many_small_o
     assert reader.triton.at_once == 1
 
 
-async def test_what_is_expected_follows_what_came_to_the_same_caller(reader: Reader) -> None:
-    known = reader.of()
-    known.came("alice", 64 * SMALL)
-    assert (known.expected("alice"), known.expected("bob")) == (64 * SMALL, 0)
-    known.came("alice", 1)
-    assert known.expected("alice") == 16 * SMALL
-    known.came("alice", 1)
-    known.came("alice", 1)
-    assert known.expected("alice") == 0
-
-
 async def test_other_bytes_are_learned_anew_also_under_the_same_version(reader: Reader) -> None:
     await reader.read(LARGE)
     assert reader.of().expected("alice")
@@ -196,38 +185,23 @@ async def test_what_is_known_is_bounded(reader: Reader, monkeypatch: pytest.Monk
     for number in range(100):
         reader.of(str(number))
         assert len(reader._known) <= 10
-    known = reader.of()
-    for number in range(100):
-        known.came(f"user{number}", SMALL + 1)
-        assert len(known._expected) <= 10
 
 
+@pytest.mark.parametrize(("beside", "each", "all_of_them"), [(True, 2, 5), (False, 4, 5)])
 async def test_large_answers_are_read_so_many_bytes_of_a_caller_and_of_all_at_once(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, beside: bool, each: int, all_of_them: int
 ) -> None:
     size = len_of(LARGE)
     reader = reader_with(monkeypatch, TOGETHER=5 * size, EACH=4 * size, EACH_BESIDE=2 * size)
     await reader.know(LARGE)
-    reader.triton.go.clear()
-    calls = [reader.begin(LARGE) for _ in range(5)]
-    await settled()
-    assert len(reader.triton.reading) == 2
-    calls += [reader.begin(LARGE, caller) for caller in CALLERS for _ in range(5)]
-    await settled()
-    assert len(reader.triton.reading) == 5
-    reader.triton.go.set()
-    await asyncio.gather(*calls)
-
-
-async def test_of_a_caller_who_is_alone_more_are_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    size = len_of(LARGE)
-    reader = reader_with(monkeypatch, TOGETHER=5 * size, EACH=4 * size, EACH_BESIDE=2 * size)
-    reader.beside = False
-    await reader.know(LARGE)
+    reader.beside = beside
     reader.triton.go.clear()
     calls = [reader.begin(LARGE) for _ in range(9)]
     await settled()
-    assert len(reader.triton.reading) == 4
+    assert len(reader.triton.reading) == each
+    calls += [reader.begin(LARGE, caller) for caller in CALLERS for _ in range(5)]
+    await settled()
+    assert len(reader.triton.reading) == all_of_them
     reader.triton.go.set()
     await asyncio.gather(*calls)
 

@@ -29,6 +29,9 @@ TOGETHER = 32 << 20
 EACH = 32 << 20
 EACH_BESIDE = 8 << 20
 """Bytes of them that are one caller's, or one answer; the second while others are here."""
+OTHERS_TOGETHER = 4
+OTHERS_EACH = 2
+"""Answers that are read at once of callers who have had no large ones, of all and of one."""
 COPIED = 320 << 20
 """Bytes that an event loop copies in a second, in and out again."""
 MOST_KNOWN = 4096
@@ -81,7 +84,7 @@ class AnswerReader:
         self._as_they_come = 0
         self._large = _turns(TOGETHER, EACH, EACH_BESIDE, is_beside)
         # Apart, and by number, so that nobody whose answers are small waits for large ones.
-        self._others = _turns(4, 2)
+        self._others = _turns(OTHERS_TOGETHER, OTHERS_EACH)
 
     def known_of(self, route: Route) -> KnownAnswers:
         """What is known of the answers of the version that a route leads to."""

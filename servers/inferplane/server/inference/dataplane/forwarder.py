@@ -3,7 +3,6 @@
 import asyncio
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple, TypeVar
 
 import grpc
@@ -185,15 +184,9 @@ class Forwarder:
                 self._gate.leave(caller, cost)
             else:
                 # Triton has it until then.
-                reading.add_done_callback(partial(self._leave_unread, caller, cost))
+                reading.add_done_callback(lambda _: self._gate.leave(caller, cost))
         self._given_up.let_go(route.deployment)
         return admitted, route, data
-
-    def _leave_unread(self, caller: str, cost: int, reading: "asyncio.Task[bytes]") -> None:
-        self._gate.leave(caller, cost)
-        if not reading.cancelled():
-            # Nobody waits for what it raised.
-            reading.exception()
 
     async def _wait(self, caller: str, cost: int, deadline: float) -> None:
         try:
