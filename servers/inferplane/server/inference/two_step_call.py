@@ -42,8 +42,6 @@ def two_step_unary(channel: grpc.aio.Channel, path: str) -> Begin:
     method: Any = channel.unary_stream(path)
 
     async def begin(body: bytes, metadata: tuple[tuple[str, str], ...], timeout: float) -> Begun:
-        if timeout <= 0:
-            raise _too_late()
         call = method(body, metadata=metadata, timeout=timeout + READABLE)
         try:
             async with asyncio.timeout(timeout):
