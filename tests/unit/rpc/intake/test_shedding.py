@@ -30,14 +30,19 @@ def test_as_many_go_as_may_have_kept_half_of_the_growth() -> None:
     assert [len(gone) for gone in steps(ConnectionsToClose(), sizes, 1, 2)] == [4, 8]
 
 
-def test_who_cannot_have_kept_more_than_a_share_of_an_eighth_stays() -> None:
-    share = int(GROWTH * NEGLIGIBLE / DEAREST / 4)
-    sizes = {"a": GROWTH, "b": share + 1, "c": share, "d": 0}
+def test_those_who_cannot_have_kept_a_quarter_together_stay() -> None:
+    quarter = int(GROWTH * NEGLIGIBLE / DEAREST)
+    sizes = {"a": GROWTH, "b": 2, "c": quarter // 2 - 2, "d": quarter // 2 + 1, "e": 0}
     to_close = ConnectionsToClose()
     assert steps(to_close, sizes, 1) == ["a"]
     assert not to_close.all_went_in_vain(False)
-    assert steps(to_close, sizes, 2, 3) == ["ab", "ab"]
+    assert steps(to_close, sizes, 2) == ["ad"]
     assert to_close.all_went_in_vain(False)
+
+
+def test_one_who_cannot_have_kept_much_stays_beside_one_who_can() -> None:
+    sizes = {"a": GROWTH // 3, "b": GROWTH // 8 // 5}
+    assert steps(ConnectionsToClose(), sizes, 1, 2, 3) == ["a"] * 3
 
 
 def test_who_can_have_kept_most_of_it_goes_where_the_growth_is_more_than_all_that_came() -> None:

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Container, Mapping
+from itertools import accumulate
 from typing import TypeAlias
 
 from inferplane.server.rpc.call import Call
@@ -21,9 +22,8 @@ DEAREST = 8
 keeps 32, and twice that while it makes room for more of them."""
 MOST_AGAIN = 5
 """Steps in which all went and came again until they are not taken for the reason any more."""
-NEGLIGIBLE = 1 / 8
-"""Of the growth. Who cannot have kept more than an equal share of it, among all, loses no connections: were all of
-these the reason, no more than that would remain."""
+NEGLIGIBLE = 1 / 4
+"""Of the growth. Those of whom least may be kept, and all together no more than that, lose no connections."""
 
 Kept: TypeAlias = Mapping[str, Mapping[str, int]]
 """Bytes that may be kept by their owners' connections."""
@@ -157,7 +157,12 @@ class ConnectionsToClose:
 
 
 def _of_weight(kept: Kept, growth: int) -> dict[str, int]:
-    """Those who can have kept more than they may."""
+    """Those without whom what may have been kept of the others is negligible."""
     sizes = {owner: sum(connections.values()) for owner, connections in kept.items()}
-    least = growth * NEGLIGIBLE / DEAREST / max(1, len(sizes))
-    return {owner: size for owner, size in sizes.items() if size > least}
+    ascending = sorted(sizes, key=sizes.__getitem__)
+    together = accumulate(sizes[owner] for owner in ascending)
+    return {
+        owner: sizes[owner]
+        for owner, size in zip(ascending, together, strict=True)
+        if size * DEAREST > growth * NEGLIGIBLE
+    }
