@@ -17,9 +17,10 @@ from inferplane.server.access.snapshot import EMPTY, GrantRow, PolicySnapshot, R
 from inferplane.server.errors import InferplaneError
 from inferplane.server.identity.principal import Principal
 from inferplane.server.identity.verification import Verifier
-from inferplane.server.inference.dataplane.forwarder import Forwarder, Window
+from inferplane.server.inference.dataplane.forwarder import Forwarder
 from inferplane.server.inference.dataplane.handlers import fused_handlers
 from inferplane.server.inference.dataplane.outcome import Outcomes
+from inferplane.server.inference.dataplane.under_way import Window
 from inferplane.server.inference.dataplane.unread import UnreadAnswers
 from inferplane.server.inference.records.notes import Notes
 from inferplane.server.inference.service import InferenceService

@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 
 from inferplane.server.errors import InferplaneError
 
-__all__ = ["BESIDE_FOR", "FairGate"]
+__all__ = ["BESIDE_FOR", "UNBOUNDED", "FairGate"]
 
 BESIDE_FOR = 1.0
 """Seconds after its last work came for which a caller counts as being here."""
+UNBOUNDED = 1 << 62
+"""As much waits as comes."""
 
 
 @dataclass(slots=True, eq=False)

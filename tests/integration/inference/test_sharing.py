@@ -10,7 +10,8 @@ from google.rpc import error_details_pb2
 
 from inferplane.server.access.snapshot import Route
 from inferplane.server.inference.dataplane import answer_reader, given_up
-from inferplane.server.inference.dataplane.forwarder import ANSWER_SHARE, CALL_COST, Window
+from inferplane.server.inference.dataplane.known_answers import AT_FIRST, LEAST, UNKNOWN
+from inferplane.server.inference.dataplane.under_way import CALL_COST, Window
 from tests.support.mesh import detail, error_info, failure, until
 from tests.support.stand import LIMIT, data_plane, echo, infer_request, target
 
@@ -29,6 +30,11 @@ class Held:
         return echo(request, self.version)
 
 
+def has_asked(plane: Any, times: int) -> bool:
+    """Whether Triton has had so many requests."""
+    return len(plane.triton.requests) == times
+
+
 async def test_a_caller_has_no_more_under_way_than_its_share_and_another_is_served_at_once() -> None:
     held = Held()
     async with data_plane(window=SMALL) as plane:
@@ -42,19 +48,78 @@ async def test_a_caller_has_no_more_under_way_than_its_share_and_another_is_serv
         await asyncio.gather(*alices)
 
 
-async def test_a_call_counts_for_a_share_of_the_answer_that_its_caller_may_expect() -> None:
+async def test_a_call_counts_for_what_its_answer_may_be_until_that_is_read() -> None:
     large, held = 16 << 20, Held()
     async with data_plane() as plane:
-        await plane.infer(infer_request(values=large // 4))
-        plane.triton.answer = held.answer
-        body = infer_request().SerializeToString()
-        call = asyncio.ensure_future(plane.infer(body))
-        await until(lambda: len(plane.triton.requests) == 2)
-        expected = len(body) + CALL_COST + large // ANSWER_SHARE
-        assert expected <= plane.forwarder.under_way < expected + 100
+        answers = plane.forwarder._under_way._answers
+        for values, counts in ((large // 4, UNKNOWN), (1, large), (1, large)):
+            plane.triton.answer, asked = held.answer, len(plane.triton.requests)
+            call = asyncio.ensure_future(plane.infer(infer_request(values=values)))
+            await until(partial(has_asked, plane, asked + 1))
+            assert counts <= answers.inside < counts + 1000
+            held.go.set()
+            await call
+            assert answers.inside == 0
+            held.go.clear()
+
+
+@pytest.mark.parametrize(("known", "at_once"), [(True, 8), (False, 2)])
+async def test_of_what_answers_may_be_so_many_bytes_are_under_way(known: bool, at_once: int) -> None:
+    held = Held()
+    window = Window(answers=3 * UNKNOWN, answers_each=2 * UNKNOWN if not known else 8 * LEAST)
+    async with data_plane(window=window) as plane:
+        if known:
+            await plane.infer()
+        plane.triton.answer, asked = held.answer, len(plane.triton.requests)
+        calls = [asyncio.ensure_future(plane.infer()) for _ in range(20)]
+        await until(lambda: plane.forwarder._under_way._answers.waiting > 0)
+        await until(lambda: len(plane.triton.requests) == asked + at_once)
+        others = [asyncio.ensure_future(plane.infer(user="bob")) for _ in range(20)]
+        await until(lambda: plane.forwarder._under_way._requests.inside > 30 * CALL_COST)
+        assert plane.forwarder._under_way._answers.inside <= window.answers
         held.go.set()
-        await call
-        assert plane.forwarder.under_way == 0
+        await asyncio.gather(*calls, *others)
+        assert plane.forwarder._under_way._answers.inside == 0
+
+
+async def test_who_waits_for_room_for_answers_is_admitted_anew() -> None:
+    held = Held()
+    async with data_plane(window=Window(answers_each=UNKNOWN)) as plane:
+        plane.triton.answer = held.answer
+        calls = [asyncio.ensure_future(failure_or_answer(plane.infer())) for _ in range(2)]
+        await until(lambda: plane.forwarder._under_way._answers.waiting > 0)
+        plane.grants.clear()
+        held.go.set()
+        errors = [each for each in await asyncio.gather(*calls) if isinstance(each, grpc.aio.AioRpcError)]
+        assert [error_info(error).reason for error in errors] == ["PERMISSION_DENIED"]
+        assert (plane.forwarder._under_way._answers.inside, plane.forwarder.under_way) == (0, 0)
+
+
+async def test_whose_answers_were_too_large_too_often_is_refused_before_triton_is_asked() -> None:
+    async with data_plane() as plane:
+        plane.triton.answer = lambda _request: bytes(LIMIT + 1)
+        for _ in range(AT_FIRST):
+            error = await failure(plane.infer())
+            assert "bytes" in error_info(error).metadata["detail"]
+        error = await failure(plane.infer())
+        assert error_info(error).reason == "MESSAGE_TOO_LARGE"
+        assert "asked again" in error_info(error).metadata["detail"]
+        assert detail(error, error_details_pb2.RetryInfo())
+        assert len(plane.triton.requests) == AT_FIRST
+        plane.triton.answer = echo
+        await plane.infer(user="bob")
+
+
+async def test_an_answer_that_is_too_large_counts_also_where_nobody_waits_for_it() -> None:
+    async with data_plane(window=Window(answers_each=AT_FIRST * UNKNOWN)) as plane:
+        turns = plane.forwarder._reader._others
+        assert turns.try_enter("users/alice", answer_reader.OTHERS_EACH)
+        plane.triton.answer = lambda _request: bytes(LIMIT + 1)
+        for _ in range(AT_FIRST):
+            await failure(plane.infer(timeout=0.2))
+        turns.leave("users/alice", answer_reader.OTHERS_EACH)
+        await until(lambda: plane.forwarder.under_way == 0)
+        assert "asked again" in error_info(await failure(plane.infer())).metadata["detail"]
 
 
 async def test_an_answer_that_nobody_waits_for_any_more_counts_until_it_is_read() -> None:
@@ -73,11 +138,12 @@ async def test_an_answer_that_nobody_waits_for_any_more_counts_until_it_is_read(
         assert (turns.inside, turns.waiting) == (0, 0)
 
 
-async def test_an_answer_that_is_refused_for_its_size_counts_as_large_as_they_may_be() -> None:
+async def test_an_answer_that_is_refused_for_its_size_counts_as_large_as_it_was() -> None:
     async with data_plane() as plane:
         plane.triton.answer = lambda _request: bytes(LIMIT + 1)
         assert (await failure(plane.infer())).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert plane.forwarder._reader.known_of(plane.routes[0]).expected("users/alice") == LIMIT
+        known = plane.forwarder._reader.known_of(plane.routes[0])
+        assert (known.expected("users/alice"), known.may_be("users/alice")) == (LIMIT + 1, LIMIT + 1)
 
 
 async def test_beyond_what_may_wait_a_call_is_refused_at_once_and_told_when_to_come_back() -> None:
@@ -166,7 +232,7 @@ async def test_calls_that_one_gave_up_take_no_room_from_others() -> None:
         plane.triton.answer = held.answer
         for _ in range(4):
             await failure(plane.infer(timeout=0.2))
-        await until(lambda: plane.forwarder._gate.inside == 0)
+        await until(lambda: plane.forwarder._under_way._requests.inside == 0)
         assert counted(plane, "alice") == 4 * (CALL_COST + len(infer_request().SerializeToString()))
         plane.triton.answer = echo
         await plane.infer(user="bob", timeout=1)
@@ -175,7 +241,7 @@ async def test_calls_that_one_gave_up_take_no_room_from_others() -> None:
 
 def counted(plane: Any, user: str) -> int:
     """The cost that counts against a caller."""
-    share = plane.forwarder._gate._shares.get(f"users/{user}")
+    share = plane.forwarder._under_way._requests._shares.get(f"users/{user}")
     return 0 if share is None else int(share.inside)
 
 
@@ -222,13 +288,13 @@ async def test_a_call_that_waited_while_its_grant_went_is_refused() -> None:
         plane.triton.answer = held.answer
         calls = [asyncio.ensure_future(failure_or_answer(plane.infer())) for _ in range(5)]
         await until(lambda: len(plane.triton.requests) == 4)
-        await until(lambda: plane.forwarder._gate.waiting > 0)
+        await until(lambda: plane.forwarder._under_way._requests.waiting > 0)
         plane.grants.clear()
         held.go.set()
         errors = [each for each in await asyncio.gather(*calls) if isinstance(each, grpc.aio.AioRpcError)]
         assert [error_info(error).reason for error in errors] == ["PERMISSION_DENIED"]
         assert len(plane.triton.requests) == 4
-        assert plane.forwarder._gate.inside == 0
+        assert plane.forwarder._under_way._requests.inside == 0
 
 
 async def test_a_call_that_waited_while_its_session_ended_is_refused() -> None:
@@ -237,7 +303,7 @@ async def test_a_call_that_waited_while_its_session_ended_is_refused() -> None:
         plane.triton.answer = held.answer
         calls = [asyncio.ensure_future(failure_or_answer(plane.infer())) for _ in range(5)]
         await until(lambda: len(plane.triton.requests) == 4)
-        await until(lambda: plane.forwarder._gate.waiting > 0)
+        await until(lambda: plane.forwarder._under_way._requests.waiting > 0)
         plane.revoked.append("sessions/alice")
         held.go.set()
         errors = [each for each in await asyncio.gather(*calls) if isinstance(each, grpc.aio.AioRpcError)]

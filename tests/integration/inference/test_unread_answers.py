@@ -11,7 +11,7 @@ from tritonclient.grpc import service_pb2
 
 from inferplane.inference.v1.inference_service_pb2 import PredictRequest
 from inferplane.server.inference.dataplane import unread
-from inferplane.server.inference.dataplane.forwarder import Window
+from inferplane.server.inference.dataplane.under_way import Window
 from tests.support.http2 import RawConnection, raw_connection
 from tests.support.mesh import reason, until
 from tests.support.paths import INFER, PREDICT, STREAM
@@ -55,7 +55,7 @@ async def test_answers_that_were_asked_for_together_are_bounded_too(monkeypatch:
         await go.wait()
         return echo(request)
 
-    wide = Window(each=128 * MIB)
+    wide = Window(each=128 * MIB, answers_each=1 << 40, answers=1 << 40)
     async with data_plane(window=wide) as plane, raw_connection(plane.address) as connection:
         plane.triton.answer = held_back
         connection.reads_answers = False

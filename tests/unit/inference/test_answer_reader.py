@@ -11,14 +11,8 @@ from inferplane.common.v1.errors_pb2 import ErrorReason
 from inferplane.server.access.snapshot import Route
 from inferplane.server.errors import InferplaneError
 from inferplane.server.inference.dataplane import answer_reader
-from inferplane.server.inference.dataplane.answer_reader import (
-    AS_THEY_COME,
-    ENOUGH,
-    SMALL,
-    AnswerReader,
-    KnownAnswers,
-    in_time,
-)
+from inferplane.server.inference.dataplane.answer_reader import AS_THEY_COME, AnswerReader, in_time
+from inferplane.server.inference.dataplane.known_answers import ENOUGH, SMALL, KnownAnswers
 from tests.support.mesh import until
 from tests.support.stand import target
 

@@ -1,9 +1,33 @@
 """What is expected of a version's next answer, by those before."""
 
+from collections.abc import Callable
+
 import pytest
 
-from inferplane.server.inference.dataplane import answer_reader
-from inferplane.server.inference.dataplane.answer_reader import ENOUGH, SMALL, KnownAnswers
+from inferplane.server.errors import InferplaneError
+from inferplane.server.inference.dataplane import known_answers
+from inferplane.server.inference.dataplane.known_answers import (
+    AT_FIRST,
+    ENOUGH,
+    LEAST,
+    PAUSE,
+    REMEMBERED,
+    SMALL,
+    UNKNOWN,
+    KnownAnswers,
+)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Lets so many seconds pass."""
+    now = [1000.0]
+
+    def passes(seconds: float) -> None:
+        now[0] += seconds
+
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    return passes
 
 
 def test_what_is_expected_follows_what_came_to_the_same_caller() -> None:
@@ -35,8 +59,62 @@ def test_answers_are_taken_to_be_small_where_enough_and_all_were(size: int, smal
 
 
 def test_of_how_many_callers_something_is_known_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(answer_reader, "MOST_KNOWN", 10)
+    monkeypatch.setattr(known_answers, "MOST_KNOWN", 10)
     known = KnownAnswers("sha256:0")
     for number in range(100):
         known.came(f"user{number}", SMALL + 1)
-        assert len(known._expected) <= 10
+        assert len(known._had) <= 10
+
+
+def test_an_answer_may_be_as_large_as_the_largest_that_came_to_its_caller(clock: Callable[[float], None]) -> None:
+    known = KnownAnswers("sha256:0")
+    assert known.may_be("alice") == UNKNOWN
+    known.came("alice", 2 * LEAST)
+    for _ in range(20):
+        known.came("alice", 1)
+    assert (known.may_be("alice"), known.expected("alice"), known.may_be("bob")) == (2 * LEAST, 0, UNKNOWN)
+    known.came("bob", 1)
+    assert known.may_be("bob") == LEAST
+    clock(REMEMBERED + 1)
+    known.came("alice", 1)
+    assert known.may_be("alice") == LEAST
+
+
+def test_where_all_answers_are_small_none_counts() -> None:
+    known = KnownAnswers("sha256:0")
+    for _ in range(ENOUGH):
+        known.came("alice", 1)
+    assert (known.may_be("alice"), known.may_be("bob")) == (0, 0)
+    known.came("alice", SMALL + 1)
+    assert (known.may_be("alice"), known.may_be("bob")) == (LEAST, UNKNOWN)
+
+
+def refused(known: KnownAnswers, caller: str = "alice") -> float | None:
+    """Seconds that he is to wait; None where he need not."""
+    try:
+        known.check(caller)
+    except InferplaneError as error:
+        return error.retry_after
+    return None
+
+
+def test_whose_answers_are_refused_for_their_size_has_one_a_minute_after_the_first(
+    clock: Callable[[float], None],
+) -> None:
+    known = KnownAnswers("sha256:0")
+    for _ in range(AT_FIRST):
+        assert refused(known) is None
+        known.was_refused("alice", 64 << 20)
+    assert (refused(known), refused(known, "bob")) == (PAUSE, None)
+    assert known.may_be("alice") == 64 << 20
+    clock(PAUSE)
+    assert refused(known) is None
+    known.came("alice", 1)
+    assert refused(known) is None
+    known.was_refused("alice", 64 << 20)
+    assert refused(known) == PAUSE
+    clock(PAUSE * AT_FIRST)
+    for _ in range(AT_FIRST):
+        assert refused(known) is None
+        known.was_refused("alice", 64 << 20)
+    assert refused(known) == PAUSE

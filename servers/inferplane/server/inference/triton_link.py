@@ -138,10 +138,12 @@ def control_problem(details: str) -> str:
     return f"Triton takes no models: start it with --model-control-mode=explicit (it said: {said(details)})"
 
 
-def refused_size(error: grpc.aio.AioRpcError) -> int:
-    """The bytes that are taken of an answer that had more; 0 where something else failed."""
-    refused = error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and _LARGER.search(error.details() or "")
-    return int(refused[2]) if refused else 0
+def refused_size(error: BaseException) -> int:
+    """The bytes of an answer that had more than are taken; 0 where something else failed."""
+    if not isinstance(error, grpc.aio.AioRpcError) or error.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return 0
+    refused = _LARGER.search(error.details() or "")
+    return int(refused[1]) if refused else 0
 
 
 def from_triton(error: grpc.aio.AioRpcError) -> InferplaneError:

@@ -11,17 +11,14 @@ from collections.abc import Callable
 from inferplane.common.v1.errors_pb2 import ErrorReason
 from inferplane.server.access.snapshot import Route
 from inferplane.server.errors import InferplaneError
-from inferplane.server.fairness import FairGate
-from inferplane.server.inference.triton_link import TritonLink
+from inferplane.server.fairness import UNBOUNDED, FairGate
+from inferplane.server.inference.dataplane.known_answers import SMALL, KnownAnswers
+from inferplane.server.inference.triton_link import TritonLink, refused_size
 from inferplane.server.inference.two_step_call import Begun
 from inferplane.server.tasks import start_task
 
-__all__ = ["AnswerReader", "KnownAnswers", "in_time"]
+__all__ = ["AnswerReader", "in_time"]
 
-SMALL = 256 << 10
-"""Bytes of an answer that is taken as it comes."""
-ENOUGH = 100
-"""Answers of a version, none of them larger than SMALL, after which the next are taken to be small, too."""
 AS_THEY_COME = 64
 """Answers at once that are taken to be small: if they are not, no more of them come together."""
 TOGETHER = 32 << 20
@@ -35,40 +32,7 @@ OTHERS_EACH = 2
 COPIED = 320 << 20
 """Bytes that an event loop copies in a second, in and out again."""
 MOST_KNOWN = 4096
-"""Deployments about which something is known, and callers of each with large answers; of more, all are learned anew."""
-
-
-class KnownAnswers:
-    """What the answers of a deployment's version were like so far, in this process."""
-
-    __slots__ = ("_count", "_expected", "_were_small", "digest")
-
-    def __init__(self, digest: str) -> None:
-        self.digest = digest
-        self._count = 0
-        self._were_small = True
-        self._expected: dict[str, int] = {}
-
-    @property
-    def are_small(self) -> bool:
-        return self._count >= ENOUGH and self._were_small
-
-    def expected(self, caller: str) -> int:
-        """How large his next one may be, in bytes, where the last were large; else 0."""
-        return self._expected.get(caller, 0) if self._expected else 0
-
-    def came(self, caller: str, size: int) -> None:
-        """One did, of so many bytes, or had more than are taken."""
-        self._count += 1
-        if size > SMALL:
-            self._were_small = False
-        elif not self._expected:
-            return
-        expected = max(size, self._expected.pop(caller, 0) // 4)
-        if expected > SMALL:
-            if len(self._expected) >= MOST_KNOWN:
-                self._expected.clear()
-            self._expected[caller] = expected
+"""Deployments about which something is known; of more, all are learned anew."""
 
 
 class AnswerReader:
@@ -108,20 +72,23 @@ class AnswerReader:
             self._as_they_come += 1
             try:
                 data = await self._infer(body, self._metadata, timeout)
+            except Exception as error:
+                _learn(error, known, caller)
+                raise
             finally:
                 self._as_they_come -= 1
             known.came(caller, len(data))
             return data
         begun = await self._begin(body, self._metadata, timeout)
         if begun.has_failed:
-            return await begun.read()
+            return await _read(begun, known, caller)
         return start_task(self._read_in_turn(begun, known, caller))
 
     async def _read_in_turn(self, begun: Begun, known: KnownAnswers, caller: str) -> bytes:
         gate, cost = await self._enter(known, caller)
         size = 0
         try:
-            data = await begun.read()
+            data = await _read(begun, known, caller)
             size = len(data)
         finally:
             self._leave(gate, caller, cost, size)
@@ -150,19 +117,31 @@ class AnswerReader:
         return self._large, cost
 
 
+async def _read(begun: Begun, known: KnownAnswers, caller: str) -> bytes:
+    try:
+        return await begun.read()
+    except Exception as error:
+        _learn(error, known, caller)
+        raise
+
+
+def _learn(error: Exception, known: KnownAnswers, caller: str) -> None:
+    if size := refused_size(error):
+        known.was_refused(caller, size)
+
+
 def _turns(
     capacity: int, each: int, each_beside: int | None = None, is_beside: Callable[[str], bool] | None = None
 ) -> FairGate:
     """A gate where as much waits as comes: that is bounded by what is under way."""
-    unbounded = 1 << 62
     return FairGate(
         "",
         capacity=capacity,
         each=each,
         each_beside=each_beside,
         is_beside=is_beside,
-        waiting=unbounded,
-        waiting_each=unbounded,
+        waiting=UNBOUNDED,
+        waiting_each=UNBOUNDED,
     )
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import grpc
 
@@ -11,42 +11,22 @@ from inferplane.common.v1.errors_pb2 import ErrorReason
 from inferplane.server.access.admission import Admission
 from inferplane.server.access.snapshot import Route
 from inferplane.server.errors import InferplaneError
-from inferplane.server.fairness import FairGate
 from inferplane.server.identity.principal import Principal
 from inferplane.server.inference.dataplane.answer import Answer, Output
 from inferplane.server.inference.dataplane.answer_reader import AnswerReader, in_time
 from inferplane.server.inference.dataplane.attempt import Attempt
 from inferplane.server.inference.dataplane.given_up import GivenUpCalls
+from inferplane.server.inference.dataplane.known_answers import KnownAnswers
 from inferplane.server.inference.dataplane.outcome import Outcomes
 from inferplane.server.inference.dataplane.routing import Admitted, Router, label_output
+from inferplane.server.inference.dataplane.under_way import Place, UnderWay, Window
 from inferplane.server.inference.dataplane.unread import UnreadAnswers
 from inferplane.server.inference.records.labels import MAX_KEPT, LabelSource, label_source
-from inferplane.server.inference.triton_link import TritonLink, from_triton, refused_size
+from inferplane.server.inference.triton_link import TritonLink, from_triton
 
-__all__ = ["Forwarder", "Window"]
+__all__ = ["Forwarder"]
 
 DecodedT = TypeVar("DecodedT")
-
-CALL_COST = 64 << 10
-"""Bytes that a call counts for beside its body."""
-ANSWER_SHARE = 256
-"""Of so many bytes of the answer that its caller may expect a call counts for one more: Triton holds what nobody has
-read yet."""
-
-
-class Window(NamedTuple):
-    """How much is under way to Triton at once, and how much may wait for it; all in bytes, of all callers and of one.
-
-    A call counts as its body, CALL_COST and a little for its answer, so 128 small calls of one caller, or a few large
-    ones, are under way: enough to keep Triton busy. While another caller is here it is less, so that their next call
-    does not wait long.
-    """
-
-    capacity: int = 128 << 20
-    each: int = 8 << 20
-    each_beside: int = 2 << 20
-    waiting: int = 512 << 20
-    waiting_each: int = 128 << 20
 
 
 class Forwarder:
@@ -66,22 +46,14 @@ class Forwarder:
         self._outcomes = outcomes
         self._unread = unread
         self._cap = cap
-        window = window or Window()
-        self._gate = FairGate(
-            "too many predictions wait",
-            capacity=window.capacity,
-            each=window.each,
-            each_beside=window.each_beside,
-            waiting=window.waiting,
-            waiting_each=window.waiting_each,
-        )
-        self._given_up = GivenUpCalls(self._gate)
-        self._reader = AnswerReader(link, self._gate.is_beside)
+        self._under_way = UnderWay(window or Window())
+        self._given_up = GivenUpCalls()
+        self._reader = AnswerReader(link, self._under_way.is_beside)
 
     @property
     def under_way(self) -> int:
         """About how many bytes of requests are here, at Triton or waiting for it."""
-        return self._gate.inside + self._gate.waiting
+        return self._under_way.size
 
     async def predict(
         self, principal: Principal, prediction_id: str, body: bytes, remaining: float | None = None
@@ -152,16 +124,18 @@ class Forwarder:
         admitted, route = self._router.admit(attempt, principal, body)
         self._unread.check(principal.subject)
         caller, known = principal.subject, self._reader.known_of(route)
-        cost = len(body) + CALL_COST + known.expected(caller) // ANSWER_SHARE
-        if not self._gate.try_enter(caller, cost):
-            await self._wait(caller, cost, deadline)
+        known.check(caller)
+        place = self._under_way.try_enter(caller, body, known)
+        if place is None:
+            place = await self._wait(caller, body, known, deadline)
             try:
                 # Its session may have ended; its grants, and the version that is served, may be others by now.
                 self._router.confirm(principal)
                 admitted, route = self._router.admit(attempt, principal, body)
                 known = self._reader.known_of(route)
+                known.check(caller)
             except BaseException:
-                self._gate.leave(caller, cost)
+                place.leave()
                 raise
         given_up, reading = True, None
         try:
@@ -174,24 +148,22 @@ class Forwarder:
                 data = await in_time(reading, deadline)
         except grpc.aio.AioRpcError as error:
             given_up = given_up and error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-            if size := refused_size(error):
-                known.came(caller, size)
             raise from_triton(error) from error
         finally:
             if given_up:
-                self._given_up.keep(route.deployment, caller, cost)
+                self._given_up.keep(route.deployment, place)
             elif reading is None or reading.done():
-                self._gate.leave(caller, cost)
+                place.leave()
             else:
                 # Triton has it until then.
-                reading.add_done_callback(lambda _: self._gate.leave(caller, cost))
+                reading.add_done_callback(lambda _: place.leave())
         self._given_up.let_go(route.deployment)
         return admitted, route, data
 
-    async def _wait(self, caller: str, cost: int, deadline: float) -> None:
+    async def _wait(self, caller: str, body: bytes, known: KnownAnswers, deadline: float) -> Place:
         try:
             async with asyncio.timeout(deadline - time.monotonic()):
-                await self._gate.enter(caller, cost)
+                return await self._under_way.enter(caller, body, known)
         except TimeoutError:
             raise InferplaneError(ErrorReason.ERROR_REASON_DEADLINE_EXCEEDED) from None
 

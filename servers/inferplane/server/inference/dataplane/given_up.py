@@ -2,7 +2,7 @@
 
 import asyncio
 
-from inferplane.server.fairness import FairGate
+from inferplane.server.inference.dataplane.under_way import Place
 
 __all__ = ["KEPT", "GivenUpCalls"]
 
@@ -16,36 +16,24 @@ class GivenUpCalls:
     the one that it works on for the same model has ended. It does not say when that is, so another answer ends it, or
     KEPT."""
 
-    def __init__(self, gate: FairGate) -> None:
-        self._gate = gate
-        self._kept: dict[str, set[_Place]] = {}
+    def __init__(self) -> None:
+        self._kept: dict[str, set[Place]] = {}
 
-    def keep(self, deployment: str, caller: str, cost: int) -> None:
-        """A call of `caller` was given up: its place is free for others, and counts against him for a while."""
-        self._gate.make_room(cost)
-        place = _Place(caller, cost)
+    def keep(self, deployment: str, place: Place) -> None:
+        """A call was given up: its place is free for others, and counts against its caller for a while."""
+        place.make_room()
         self._kept.setdefault(deployment, set()).add(place)
-        asyncio.get_running_loop().call_later(KEPT, self._leave, deployment, place)
+        asyncio.get_running_loop().call_later(KEPT, self._settle, deployment, place)
 
     def let_go(self, deployment: str) -> None:
         """Triton has answered another call of the deployment. Refusals do not count: it may make them at its door."""
         for place in list(self._kept.get(deployment, ())):
-            self._leave(deployment, place)
+            self._settle(deployment, place)
 
-    def _leave(self, deployment: str, place: "_Place") -> None:
+    def _settle(self, deployment: str, place: Place) -> None:
         kept = self._kept.get(deployment, set())
         if place in kept:
             kept.discard(place)
-            self._gate.settle(place.caller, place.cost)
+            place.settle()
         if not kept:
             self._kept.pop(deployment, None)
-
-
-class _Place:
-    """Each is one of its own, however alike they are."""
-
-    __slots__ = ("caller", "cost")
-
-    def __init__(self, caller: str, cost: int) -> None:
-        self.caller = caller
-        self.cost = cost

@@ -1,0 +1,115 @@
+"""How much is under way to Triton, which holds the request of a call and then its answer until that is read."""
+
+from typing import NamedTuple
+
+from inferplane.server.fairness import UNBOUNDED, FairGate
+from inferplane.server.inference.dataplane.known_answers import KnownAnswers
+
+__all__ = ["CALL_COST", "Place", "UnderWay", "Window"]
+
+CALL_COST = 64 << 10
+"""Bytes that a call counts for beside its body."""
+
+
+class Window(NamedTuple):
+    """How much is under way to Triton at once, and how much may wait for it; all in bytes, of all callers and of one.
+
+    A call counts as its body and CALL_COST, so 128 small calls of one caller, or a few large ones, are under way:
+    enough to keep Triton busy. While another caller is here it is less, so that their next call does not wait long. Of
+    answers counts what they may be.
+    """
+
+    capacity: int = 128 << 20
+    each: int = 8 << 20
+    each_beside: int = 2 << 20
+    waiting: int = 512 << 20
+    waiting_each: int = 128 << 20
+    answers: int = 4 << 30
+    answers_each: int = 256 << 20
+    answers_each_beside: int = 64 << 20
+
+
+class Place:
+    """What a call of a caller counts for, in both gates."""
+
+    __slots__ = ("_answer", "_answers", "_cost", "_requests", "caller")
+
+    def __init__(self, caller: str, requests: FairGate, cost: int, answers: FairGate, answer: int) -> None:
+        self.caller = caller
+        self._requests, self._cost = requests, cost
+        self._answers, self._answer = answers, answer
+
+    def leave(self) -> None:
+        """It is over."""
+        self._requests.leave(self.caller, self._cost)
+        if self._answer:
+            self._answers.leave(self.caller, self._answer)
+
+    def make_room(self) -> None:
+        """The first half of `leave`: it counts against its caller alone."""
+        self._requests.make_room(self._cost)
+        if self._answer:
+            self._answers.make_room(self._answer)
+
+    def settle(self) -> None:
+        """The second half."""
+        self._requests.settle(self.caller, self._cost)
+        if self._answer:
+            self._answers.settle(self.caller, self._answer)
+
+
+class UnderWay:
+    """Lets calls in, in turn between callers."""
+
+    def __init__(self, window: Window) -> None:
+        self._requests = FairGate(
+            "too many predictions wait",
+            capacity=window.capacity,
+            each=window.each,
+            each_beside=window.each_beside,
+            waiting=window.waiting,
+            waiting_each=window.waiting_each,
+        )
+        # Who waits here has a place among the requests: that bounds it.
+        self._answers = FairGate(
+            "",
+            capacity=window.answers,
+            each=window.answers_each,
+            each_beside=window.answers_each_beside,
+            is_beside=self._requests.is_beside,
+            waiting=UNBOUNDED,
+            waiting_each=UNBOUNDED,
+        )
+
+    @property
+    def size(self) -> int:
+        """About how many bytes of requests are at Triton, or wait for it."""
+        return self._requests.inside + self._requests.waiting
+
+    def is_beside(self, caller: str) -> bool:
+        """Whether another caller is here."""
+        return self._requests.is_beside(caller)
+
+    def try_enter(self, caller: str, body: bytes, known: KnownAnswers) -> Place | None:
+        """A place, if that needs no waiting; it must be left."""
+        cost, answer = len(body) + CALL_COST, known.may_be(caller)
+        if not self._requests.try_enter(caller, cost):
+            return None
+        if answer and not self._answers.try_enter(caller, answer):
+            self._requests.leave(caller, cost)
+            return None
+        return Place(caller, self._requests, cost, self._answers, answer)
+
+    async def enter(self, caller: str, body: bytes, known: KnownAnswers) -> Place:
+        """A place, after waiting; it must be left. Raises OVERLOADED where too much waits."""
+        cost = len(body) + CALL_COST
+        await self._requests.enter(caller, cost)
+        # Only now: meanwhile his first may have come.
+        answer = known.may_be(caller)
+        if answer:
+            try:
+                await self._answers.enter(caller, answer)
+            except BaseException:
+                self._requests.leave(caller, cost)
+                raise
+        return Place(caller, self._requests, cost, self._answers, answer)
