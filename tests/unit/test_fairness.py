@@ -9,7 +9,7 @@ import pytest
 
 from inferplane.server import fairness
 from inferplane.server.errors import InferplaneError
-from inferplane.server.fairness import FairGate
+from inferplane.server.fairness import BESIDE_FOR, FairGate, Presence
 
 
 def gate(capacity: int = 4, each: int = 2, waiting: int = 100, waiting_each: int = 50) -> FairGate:
@@ -89,54 +89,71 @@ def test_work_above_the_capacity_gets_in_alone() -> None:
     assert not present.try_enter("a", 1000)
 
 
-def shrinking_gate() -> FairGate:
-    return FairGate("full", capacity=10, each=4, waiting=100, waiting_each=50, each_beside=2)
+def shrinking_gate(present: Presence) -> FairGate:
+    return FairGate("full", capacity=10, each=4, beside=(2, present), waiting=100, waiting_each=50)
 
 
-def test_a_caller_gets_less_while_another_is_here() -> None:
-    present = shrinking_gate()
-    assert present.try_enter("a", 1)
-    present.try_enter("b", 1)
-    present.leave("b", 1)
-    assert [present.try_enter("a", 1) for _ in range(2)] == [True, False]
-    assert [present.try_enter("b", 1) for _ in range(3)] == [True, True, False]
+@pytest.fixture
+def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The one moment that it is."""
+    now = [1000.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    return now
 
 
-def test_whether_another_is_here_may_be_told_from_elsewhere() -> None:
-    beside = False
-    present = FairGate(
-        "full", capacity=10, each=4, waiting=1, waiting_each=1, each_beside=2, is_beside=lambda _: beside
-    )
-    assert [present.try_enter("a", 1) for _ in range(4)] == [True] * 4
+def test_who_came_a_moment_ago_is_here(now: list[float]) -> None:
+    present = Presence()
+    present.came("a")
+    assert (present.others("a"), present.others("b")) == (False, True)
+    present.came("b")
+    now[0] += BESIDE_FOR / 2
+    present.came("a")
+    present.came("a")
+    assert (present.others("a"), present.others("b")) == (True, True)
+    now[0] += BESIDE_FOR / 2
+    assert (present.others("a"), present.others("b")) == (False, True)
+    now[0] += BESIDE_FOR / 2
+    assert not present.others("b")
+
+
+def test_a_caller_gets_less_while_another_is_here(now: list[float]) -> None:
+    present = Presence()
+    shared = shrinking_gate(present)
+    assert [shared.try_enter("a", 1) for _ in range(5)] == [True] * 4 + [False]
     for _ in range(4):
-        present.leave("a", 1)
-    beside = True
-    assert [present.try_enter("a", 1) for _ in range(3)] == [True, True, False]
+        shared.leave("a", 1)
+    present.came("b")
+    assert [shared.try_enter("a", 1) for _ in range(3)] == [True, True, False]
+    assert [shared.try_enter("b", 1) for _ in range(5)] == [True] * 4 + [False]
+    now[0] += BESIDE_FOR
+    assert [shared.try_enter("a", 1) for _ in range(3)] == [True, True, False]
 
 
 def test_a_caller_who_has_more_than_the_smaller_share_gets_no_more_before_it_has_less() -> None:
-    present = shrinking_gate()
-    assert [present.try_enter("a", 1) for _ in range(5)] == [True] * 4 + [False]
-    assert present.try_enter("b", 1)
+    present = Presence()
+    shared = shrinking_gate(present)
+    assert [shared.try_enter("a", 1) for _ in range(5)] == [True] * 4 + [False]
+    present.came("b")
     for _ in range(2):
-        present.leave("a", 1)
-        assert not present.try_enter("a", 1)
-    present.leave("a", 1)
-    assert present.try_enter("a", 1)
+        shared.leave("a", 1)
+        assert not shared.try_enter("a", 1)
+    shared.leave("a", 1)
+    assert shared.try_enter("a", 1)
 
 
 async def test_a_caller_has_the_larger_share_again_when_no_other_has_come_for_a_while(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    present = shrinking_gate()
-    assert present.try_enter("b", 1)
-    assert [present.try_enter("a", 1) for _ in range(2)] == [True, True]
-    async with waiting_in(present, *["a"] * 5) as (order, _):
-        present.leave("a", 1)
+    present = Presence()
+    shared = shrinking_gate(present)
+    present.came("b")
+    assert [shared.try_enter("a", 1) for _ in range(2)] == [True, True]
+    async with waiting_in(shared, *["a"] * 5) as (order, _):
+        shared.leave("a", 1)
         await asyncio.sleep(0)
         assert len(order) == 1
         monkeypatch.setattr(fairness, "BESIDE_FOR", 0.0)
-        present.leave("a", 1)
+        shared.leave("a", 1)
         await asyncio.sleep(0)
         assert len(order) == 4
 

@@ -3,17 +3,33 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from inferplane.server.errors import InferplaneError
 
-__all__ = ["BESIDE_FOR", "UNBOUNDED", "FairGate"]
+__all__ = ["BESIDE_FOR", "FairGate", "Presence"]
 
 BESIDE_FOR = 1.0
 """Seconds after its last work came for which a caller counts as being here."""
 UNBOUNDED = 1 << 62
-"""As much waits as comes."""
+
+
+class Presence:
+    """Which callers are here. Nothing is kept but the names of the last two."""
+
+    def __init__(self) -> None:
+        self._last = self._last_other = ("", float("-inf"))
+
+    def came(self, caller: str) -> None:
+        """Work of this caller did."""
+        if caller != self._last[0]:
+            self._last_other = self._last
+        self._last = (caller, time.monotonic())
+
+    def others(self, caller: str) -> bool:
+        """Whether another caller is here."""
+        _, came = self._last_other if self._last[0] == caller else self._last
+        return time.monotonic() - came < BESIDE_FOR
 
 
 @dataclass(slots=True, eq=False)
@@ -39,12 +55,11 @@ class FairGate:
     """Lets work of a total cost of `capacity` in at once, `each` of one caller; what does not fit waits.
 
     Callers who wait take turns, one piece of work a turn, so that nobody waits for more than one piece of each other
-    caller. At most a cost of `waiting` waits, `waiting_each` of one caller. Costs are in whatever unit the gate is
-    for; work that costs more than `each` gets in when its caller has nothing else inside, and above `capacity` when
-    nobody has. Of callers that have nothing here nothing is kept but the names of the last two.
+    caller. At most a cost of `waiting` waits, `waiting_each` of one caller; by default as much as comes. Costs are in
+    whatever unit the gate is for; work that costs more than `each` gets in when its caller has nothing else inside, and
+    above `capacity` when nobody has. Of callers that have nothing here nothing is kept.
 
-    `each_beside` is what one caller may have inside while another is here; by default `each`, too. `is_beside` tells
-    that of a caller; by default who comes here is here.
+    `beside` is what one caller may have inside while others are here, and who says so; by default `each`, too.
 
     `full` is what they are told for whom there is no room. With `displace`, who comes when as much waits as may takes
     the place of the newest turn of whoever waits with most, unless that has hardly more: else those who came first
@@ -53,22 +68,19 @@ class FairGate:
 
     def __init__(
         self,
-        full: str,
+        full: str = "",
         *,
         capacity: int,
         each: int,
-        waiting: int,
-        waiting_each: int,
-        each_beside: int | None = None,
-        is_beside: Callable[[str], bool] | None = None,
+        beside: tuple[int, Presence] | None = None,
+        waiting: int = UNBOUNDED,
+        waiting_each: int = UNBOUNDED,
         displace: bool = False,
     ) -> None:
         self._full = full
         self._capacity = capacity
         self._each = each
-        self._each_beside = each_beside
-        self._is_beside = is_beside or self.is_beside
-        self._last = self._last_other = ("", float("-inf"))
+        self._beside = beside
         self._most_waiting = waiting
         self._most_waiting_each = waiting_each
         self._displace = displace
@@ -81,8 +93,6 @@ class FairGate:
 
     def try_enter(self, caller: str, cost: int) -> bool:
         """Enter if that needs no waiting; then `leave` must follow."""
-        if self._each_beside is not None:
-            self._came(caller)
         if self._line or not self._has_room(cost):
             return False
         share = self._shares.get(caller)
@@ -173,18 +183,11 @@ class FairGate:
     def _fits(self, caller: str, share: _Share, cost: int) -> bool:
         return not share.inside or share.inside + cost <= self._share_of(caller)
 
-    def is_beside(self, caller: str) -> bool:
-        """Whether another caller is here, or was in the last BESIDE_FOR; known where `each_beside` is given."""
-        _, came = self._last_other if self._last[0] == caller else self._last
-        return time.monotonic() - came < BESIDE_FOR
-
     def _share_of(self, caller: str) -> int:
-        return self._each if self._each_beside is None or not self._is_beside(caller) else self._each_beside
-
-    def _came(self, caller: str) -> None:
-        if caller != self._last[0]:
-            self._last_other = self._last
-        self._last = (caller, time.monotonic())
+        if self._beside is None:
+            return self._each
+        each, presence = self._beside
+        return each if presence.others(caller) else self._each
 
     def _give_up(self, caller: str, share: _Share, turn: _Turn) -> None:
         if not turn.admitted.cancelled():

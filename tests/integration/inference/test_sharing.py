@@ -103,7 +103,7 @@ async def test_whose_answers_were_too_large_too_often_is_refused_before_triton_i
             assert "bytes" in error_info(error).metadata["detail"]
         error = await failure(plane.infer())
         assert error_info(error).reason == "MESSAGE_TOO_LARGE"
-        assert "asked again" in error_info(error).metadata["detail"]
+        assert "next call" in error_info(error).metadata["detail"]
         assert detail(error, error_details_pb2.RetryInfo())
         assert len(plane.triton.requests) == AT_FIRST
         plane.triton.answer = echo
@@ -119,7 +119,7 @@ async def test_an_answer_that_is_too_large_counts_also_where_nobody_waits_for_it
             await failure(plane.infer(timeout=0.2))
         turns.leave("users/alice", answer_reader.OTHERS_EACH)
         await until(lambda: plane.forwarder.under_way == 0)
-        assert "asked again" in error_info(await failure(plane.infer())).metadata["detail"]
+        assert "next call" in error_info(await failure(plane.infer())).metadata["detail"]
 
 
 async def test_an_answer_that_nobody_waits_for_any_more_counts_until_it_is_read() -> None:
@@ -142,7 +142,7 @@ async def test_an_answer_that_is_refused_for_its_size_counts_as_large_as_it_was(
     async with data_plane() as plane:
         plane.triton.answer = lambda _request: bytes(LIMIT + 1)
         assert (await failure(plane.infer())).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        known = plane.forwarder._reader.known_of(plane.routes[0])
+        known = plane.forwarder._known.of(plane.routes[0])
         assert (known.expected("users/alice"), known.may_be("users/alice")) == (LIMIT + 1, LIMIT + 1)
 
 

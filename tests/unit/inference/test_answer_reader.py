@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,13 +9,15 @@ import pytest
 from inferplane.common.v1.errors_pb2 import ErrorReason
 from inferplane.server.access.snapshot import Route
 from inferplane.server.errors import InferplaneError
+from inferplane.server.fairness import Presence
 from inferplane.server.inference.dataplane import answer_reader
-from inferplane.server.inference.dataplane.answer_reader import AS_THEY_COME, AnswerReader, in_time
-from inferplane.server.inference.dataplane.known_answers import ENOUGH, SMALL, KnownAnswers
+from inferplane.server.inference.dataplane.answer_reader import UNASKED, AnswerReader
+from inferplane.server.inference.dataplane.known_answers import ENOUGH, LARGE, LEAST, AllKnownAnswers, KnownAnswers
+from inferplane.server.inference.dataplane.under_way import Place, UnderWay, Window
 from tests.support.mesh import until
 from tests.support.stand import target
 
-LARGE = b"%d" % (SMALL + 1)
+LARGER = b"%d" % (LARGE + 1)
 TINY = b"%d" % 1
 FAILS = b"fails"
 BREAKS = b"breaks"
@@ -98,26 +99,44 @@ class Triton:
         return bytes(int(body))
 
 
+class Others(Presence):
+    """They are here, or not."""
+
+    here = True
+
+    def others(self, _caller: str) -> bool:
+        return self.here
+
+
 class Reader(AnswerReader):
     """Asks for one deployment by default, with a long deadline."""
 
     def __init__(self, triton: Any) -> None:
-        super().__init__(triton, lambda _caller: self.beside)
+        self.present = Others()
+        super().__init__(triton, self.present)
+        self._with_small = self.small = Others()
         self.triton: Triton = triton
-        self.beside = True
-        """Whether others are here."""
+        self.under_way = UnderWay(Window(*[1 << 40] * len(Window._fields)), Presence())
+        self._all = AllKnownAnswers()
 
     def of(self, name: str = "m", version: int = 1) -> KnownAnswers:
-        return self.known_of(Route(name, target(version), ready=True))
+        return self._all.of(Route(name, target(version), ready=True))
 
     @property
     def idle(self) -> bool:
-        return not (self._large.inside or self._large.waiting or self._others.inside or self._others.waiting)
+        gates = (self._large, self._others)
+        return not (
+            self.under_way.size or self.under_way._answers.inside or any(gate.inside or gate.waiting for gate in gates)
+        )
+
+    def place(self, caller: str, known: KnownAnswers) -> Place:
+        place = self.under_way.try_enter(caller, 0, self.may_have(known, caller))
+        assert place is not None
+        return place
 
     async def read(self, body: bytes, caller: str = "alice", name: str = "m", seconds: float = 60) -> bytes:
-        deadline = time.monotonic() + seconds
-        asked = await self.ask(body, self.of(name), caller, deadline)
-        return asked if isinstance(asked, bytes) else await in_time(asked, deadline)
+        known = self.of(name)
+        return await self.answer(body, known, self.place(caller, known), time.monotonic() + seconds)
 
     async def know(self, body: bytes, name: str = "m") -> None:
         """Learn that the answers of a deployment are like this one, to all of CALLERS."""
@@ -138,7 +157,7 @@ def reader(monkeypatch: pytest.MonkeyPatch) -> Reader:
 
 def reader_with(monkeypatch: pytest.MonkeyPatch, **bounds: int) -> Reader:
     """One with other constants, in bytes."""
-    for name, value in {"COPIED": 1 << 62, **bounds}.items():
+    for name, value in {"RATE": 1 << 62, **bounds}.items():
         monkeypatch.setattr(answer_reader, name, value)
     return Reader(Triton())
 
@@ -159,41 +178,25 @@ async def test_answers_are_read_in_turn_until_enough_of_them_were_small(reader: 
 
 async def test_after_one_large_answer_they_are_read_in_turn_however_many_small_ones_follow(reader: Reader) -> None:
     await reader.know(TINY)
-    await reader.read(LARGE)
+    await reader.read(LARGER)
     for _ in range(ENOUGH + 1):
         await reader.read(TINY)
     assert reader.triton.at_once == 1
 
 
-async def test_other_bytes_are_learned_anew_also_under_the_same_version(reader: Reader) -> None:
-    await reader.read(LARGE)
-    assert reader.of().expected("alice")
-    assert not reader.of("other").expected("alice")
-    assert not reader.of(version=2).expected("alice")
-    other = Route("m", replace(target(2), digest="sha256:" + "f" * 64), ready=True)
-    assert reader.known_of(other) is not reader.of(version=2)
-
-
-async def test_what_is_known_is_bounded(reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(answer_reader, "MOST_KNOWN", 10)
-    for number in range(100):
-        reader.of(str(number))
-        assert len(reader._known) <= 10
-
-
-@pytest.mark.parametrize(("beside", "each", "all_of_them"), [(True, 2, 5), (False, 4, 5)])
+@pytest.mark.parametrize(("beside", "each", "all_of_them"), [(True, 2, 5), (False, 5, 5)])
 async def test_large_answers_are_read_so_many_bytes_of_a_caller_and_of_all_at_once(
     monkeypatch: pytest.MonkeyPatch, beside: bool, each: int, all_of_them: int
 ) -> None:
-    size = len_of(LARGE)
-    reader = reader_with(monkeypatch, TOGETHER=5 * size, EACH=4 * size, EACH_BESIDE=2 * size)
-    await reader.know(LARGE)
-    reader.beside = beside
+    size = len_of(LARGER)
+    reader = reader_with(monkeypatch, TOGETHER=5 * size, EACH_BESIDE=2 * size)
+    await reader.know(LARGER)
+    reader.present.here = beside
     reader.triton.go.clear()
-    calls = [reader.begin(LARGE) for _ in range(9)]
+    calls = [reader.begin(LARGER) for _ in range(9)]
     await settled()
     assert len(reader.triton.reading) == each
-    calls += [reader.begin(LARGE, caller) for caller in CALLERS for _ in range(5)]
+    calls += [reader.begin(LARGER, caller) for caller in CALLERS for _ in range(5)]
     await settled()
     assert len(reader.triton.reading) == all_of_them
     reader.triton.go.set()
@@ -305,18 +308,18 @@ async def test_an_answer_that_could_not_be_read_hands_its_turn_to_the_next_calle
 async def test_no_more_than_so_many_answers_come_unasked_even_where_all_were_small(reader: Reader) -> None:
     await reader.know(TINY)
     reader.triton.go.clear()
-    calls = [reader.begin(TINY, f"user{number}") for number in range(2 * AS_THEY_COME)]
+    calls = [reader.begin(TINY, f"user{number}") for number in range(2 * UNASKED)]
     await settled()
-    assert reader.triton.open == AS_THEY_COME
+    assert reader.triton.open == UNASKED
     reader.triton.go.set()
     await asyncio.gather(*calls)
     assert reader.triton.open == 0
 
 
 async def test_a_call_that_failed_says_so_out_of_turn(reader: Reader) -> None:
-    await reader.know(LARGE)
+    await reader.know(LARGER)
     reader.triton.go.clear()
-    calls = [reader.begin(LARGE) for _ in range(100)]
+    calls = [reader.begin(LARGER) for _ in range(100)]
     await settled()
     with pytest.raises(FailedError):
         await reader.read(FAILS)
@@ -324,14 +327,14 @@ async def test_a_call_that_failed_says_so_out_of_turn(reader: Reader) -> None:
     await asyncio.gather(*calls)
 
 
-async def test_who_comes_to_no_turn_in_time_is_told_and_takes_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_who_comes_to_no_turn_in_time_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     reader = reader_with(monkeypatch, EACH_BESIDE=1)
-    await reader.know(LARGE)
+    await reader.know(LARGER)
     reader.triton.go.clear()
-    first = reader.begin(LARGE)
+    first = reader.begin(LARGER)
     await settled()
     with pytest.raises(InferplaneError) as late:
-        await reader.read(LARGE, seconds=0.05)
+        await reader.read(LARGER, seconds=0.05)
     assert late.value.reason == ErrorReason.ERROR_REASON_DEADLINE_EXCEEDED
     reader.triton.go.set()
     await first
@@ -339,10 +342,10 @@ async def test_who_comes_to_no_turn_in_time_is_told_and_takes_no_place(monkeypat
 
 
 async def test_who_is_not_answered_in_time_is_told_also_where_reading_has_begun(reader: Reader) -> None:
-    await reader.know(LARGE)
+    await reader.know(LARGER)
     reader.triton.go.clear()
     with pytest.raises(InferplaneError) as late:
-        await reader.read(LARGE, seconds=0.05)
+        await reader.read(LARGER, seconds=0.05)
     assert late.value.reason == ErrorReason.ERROR_REASON_DEADLINE_EXCEEDED
     assert len(reader.triton.reading) == 1
     reader.triton.go.set()
@@ -353,9 +356,9 @@ async def test_an_answer_is_read_in_its_turn_also_where_nobody_waits_for_it_any_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     reader = reader_with(monkeypatch, EACH_BESIDE=1)
-    await reader.know(LARGE)
+    await reader.know(LARGER)
     reader.triton.go.clear()
-    reading, waiting = reader.begin(LARGE), reader.begin(LARGE)
+    reading, waiting = reader.begin(LARGER), reader.begin(LARGER)
     await settled()
     for call in (waiting, reading):
         call.cancel()
@@ -367,24 +370,59 @@ async def test_an_answer_is_read_in_its_turn_also_where_nobody_waits_for_it_any_
     assert reader.triton.read_to_the_end == 2
 
 
-async def test_beside_others_a_place_stays_empty_for_as_long_as_it_takes_to_copy(
+async def test_beside_callers_of_small_answers_large_ones_come_at_a_rate_however_many_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    reader = reader_with(monkeypatch, COPIED=len_of(LARGE) * 10, EACH=1, EACH_BESIDE=1)
-    reader.beside = False
-    await reader.read(LARGE)
-    assert reader.idle
-    reader.beside = True
-    await reader.read(LARGE)
-    assert not reader.idle
+    reader = reader_with(monkeypatch, RATE=len_of(LARGER) * 20)
+    reader.small.here = False
+    await reader.know(LARGER)
+    reader.small.here = True
     began = time.monotonic()
-    await reader.read(LARGE)
-    assert time.monotonic() - began >= 0.09
+    await asyncio.gather(*(reader.read(LARGER, caller) for caller in CALLERS for _ in range(2)))
+    await until(lambda: reader.idle)
+    assert time.monotonic() - began >= 8 / 20
+
+
+async def test_nobody_is_slowed_down_for_the_sake_of_callers_of_large_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = reader_with(monkeypatch, RATE=len_of(LARGER))
+    reader.small.here = False
+    await reader.know(LARGER)
+    await reader.know(TINY, "small")
+    reader._with_small = Presence()
+    for caller in ("alice", "bob"):
+        await reader.read(LARGER, caller)
+        assert reader.idle
+    await reader.read(TINY, "dave", "small")
+    await reader.read(LARGER)
+    assert not reader.idle
 
 
 async def test_small_answers_leave_their_place_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    reader = reader_with(monkeypatch, COPIED=SMALL * 10_000)
-    await reader.read(b"%d" % (SMALL * 1000))
+    reader = reader_with(monkeypatch, RATE=LARGE * 10_000)
+    await reader.read(b"%d" % (LARGE * 1000))
     await until(lambda: reader.idle)
     await reader.read(TINY)
+    assert reader.idle
+
+
+async def test_of_callers_without_large_answers_so_many_are_read_at_once(reader: Reader) -> None:
+    reader.triton.go.clear()
+    calls = [reader.begin(TINY, caller) for caller in CALLERS for _ in range(3)]
+    await settled()
+    assert len(reader.triton.reading) == answer_reader.OTHERS_TOGETHER
+    reader.triton.go.set()
+    await asyncio.gather(*calls)
+
+
+async def test_what_is_taken_to_be_small_counts_for_nothing_and_the_next_for_what_it_may_be(reader: Reader) -> None:
+    await reader.know(TINY)
+    reader.triton.go.clear()
+    calls = [reader.begin(TINY) for _ in range(UNASKED)]
+    await settled()
+    assert reader.under_way._answers.inside == 0
+    calls += [reader.begin(TINY) for _ in range(2)]
+    await settled()
+    assert reader.under_way._answers.inside == 2 * LEAST
+    reader.triton.go.set()
+    await asyncio.gather(*calls)
     assert reader.idle

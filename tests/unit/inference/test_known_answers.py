@@ -1,21 +1,25 @@
 """What is expected of a version's next answer, by those before."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
+from inferplane.server.access.snapshot import Route
 from inferplane.server.errors import InferplaneError
 from inferplane.server.inference.dataplane import known_answers
 from inferplane.server.inference.dataplane.known_answers import (
     AT_FIRST,
     ENOUGH,
+    LARGE,
     LEAST,
     PAUSE,
     REMEMBERED,
-    SMALL,
     UNKNOWN,
+    AllKnownAnswers,
     KnownAnswers,
 )
+from tests.support.stand import target
 
 
 @pytest.fixture
@@ -32,10 +36,10 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 
 def test_what_is_expected_follows_what_came_to_the_same_caller() -> None:
     known = KnownAnswers("sha256:0")
-    known.came("alice", 64 * SMALL)
-    assert (known.expected("alice"), known.expected("bob")) == (64 * SMALL, 0)
+    known.came("alice", 64 * LARGE)
+    assert (known.expected("alice"), known.expected("bob")) == (64 * LARGE, 0)
     known.came("alice", 1)
-    assert known.expected("alice") == 16 * SMALL
+    assert known.expected("alice") == 16 * LARGE
     known.came("alice", 1)
     known.came("alice", 1)
     assert known.expected("alice") == 0
@@ -43,12 +47,12 @@ def test_what_is_expected_follows_what_came_to_the_same_caller() -> None:
 
 def test_a_larger_answer_is_expected_at_once() -> None:
     known = KnownAnswers("sha256:0")
-    known.came("alice", 2 * SMALL)
-    known.came("alice", 64 * SMALL)
-    assert known.expected("alice") == 64 * SMALL
+    known.came("alice", 2 * LARGE)
+    known.came("alice", 64 * LARGE)
+    assert known.expected("alice") == 64 * LARGE
 
 
-@pytest.mark.parametrize(("size", "small"), [(SMALL, True), (SMALL + 1, False)])
+@pytest.mark.parametrize(("size", "small"), [(LARGE, True), (LARGE + 1, False)])
 def test_answers_are_taken_to_be_small_where_enough_and_all_were(size: int, small: bool) -> None:
     known = KnownAnswers("sha256:0")
     for _ in range(ENOUGH - 1):
@@ -59,10 +63,10 @@ def test_answers_are_taken_to_be_small_where_enough_and_all_were(size: int, smal
 
 
 def test_of_how_many_callers_something_is_known_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(known_answers, "MOST_KNOWN", 10)
+    monkeypatch.setattr(known_answers, "MOST_CALLERS", 10)
     known = KnownAnswers("sha256:0")
     for number in range(100):
-        known.came(f"user{number}", SMALL + 1)
+        known.came(f"user{number}", LARGE + 1)
         assert len(known._had) <= 10
 
 
@@ -75,17 +79,37 @@ def test_an_answer_may_be_as_large_as_the_largest_that_came_to_its_caller(clock:
     assert (known.may_be("alice"), known.expected("alice"), known.may_be("bob")) == (2 * LEAST, 0, UNKNOWN)
     known.came("bob", 1)
     assert known.may_be("bob") == LEAST
-    clock(REMEMBERED + 1)
-    known.came("alice", 1)
+
+
+@pytest.mark.parametrize("step", [1.0, REMEMBERED / 3, REMEMBERED - 1])
+def test_the_largest_is_remembered_for_a_while_however_many_come_after_it(
+    clock: Callable[[float], None], step: float
+) -> None:
+    known, passed = KnownAnswers("sha256:0"), 0.0
+    for _ in range(3):
+        known.came("alice", 1)
+        clock(REMEMBERED / 3)
+    known.came("alice", 2 * LEAST)
+    while known.may_be("alice") > LEAST:
+        clock(step)
+        passed += step
+        known.came("alice", 1)
+    assert REMEMBERED <= passed <= 2 * REMEMBERED + step
+
+
+def test_the_largest_is_forgotten_where_nothing_came_for_long(clock: Callable[[float], None]) -> None:
+    known = KnownAnswers("sha256:0")
+    known.came("alice", 2 * LEAST)
+    clock(2 * REMEMBERED)
     assert known.may_be("alice") == LEAST
 
 
-def test_where_all_answers_are_small_none_counts() -> None:
+def test_where_all_answers_are_small_the_next_may_be_the_least() -> None:
     known = KnownAnswers("sha256:0")
     for _ in range(ENOUGH):
         known.came("alice", 1)
-    assert (known.may_be("alice"), known.may_be("bob")) == (0, 0)
-    known.came("alice", SMALL + 1)
+    assert (known.may_be("alice"), known.may_be("bob")) == (LEAST, LEAST)
+    known.came("alice", LARGE + 1)
     assert (known.may_be("alice"), known.may_be("bob")) == (LEAST, UNKNOWN)
 
 
@@ -118,3 +142,19 @@ def test_whose_answers_are_refused_for_their_size_has_one_a_minute_after_the_fir
         assert refused(known) is None
         known.was_refused("alice", 64 << 20)
     assert refused(known) == PAUSE
+
+
+def test_other_bytes_are_learned_anew_also_under_the_same_version() -> None:
+    known = AllKnownAnswers()
+    of_one = known.of(Route("m", target(1), ready=True))
+    assert known.of(Route("m", target(1), ready=False)) is of_one
+    assert known.of(Route("other", target(1), ready=True)) is not of_one
+    assert known.of(Route("m", replace(target(1), digest="sha256:" + "f" * 64), ready=True)) is not of_one
+
+
+def test_of_how_many_deployments_something_is_known_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(known_answers, "MOST_DEPLOYMENTS", 10)
+    known = AllKnownAnswers()
+    for number in range(100):
+        known.of(Route(str(number), target(1), ready=True))
+        assert len(known._known) <= 10

@@ -15,7 +15,7 @@ from inferplane.server.inference.direct_call import Unary, direct_unary
 from inferplane.server.inference.formats.onnx import DIGEST_PARAMETER
 from inferplane.server.inference.two_step_call import Begin, two_step_unary
 
-__all__ = ["SERVICE", "RawCall", "TritonLink", "control_problem", "from_triton", "refused_size", "said"]
+__all__ = ["SERVICE", "RawCall", "TritonLink", "control_problem", "from_triton", "refused_size", "said", "was_given_up"]
 
 log = structlog.get_logger()
 
@@ -49,8 +49,8 @@ class TritonLink:
             ("grpc.max_reconnect_backoff_ms", 1000),
         ]
         self.channel = grpc.aio.insecure_channel(endpoint, options=options)
-        # Without the option gRPC takes in ever more of what nobody has asked to read. The others have none, or their
-        # answers would come at 64 KiB a round trip.
+        # Without the option gRPC takes in ever more of what nobody has asked to read. The other channel goes without
+        # it, or its answers would come at 64 KiB a round trip.
         self._unhurried = grpc.aio.insecure_channel(endpoint, options=[*options, ("grpc.http2.bdp_probe", 0)])
         self.metadata: tuple[tuple[str, str], ...] = (header,) if header else ()
         self.stub: Any = service_pb2_grpc.GRPCInferenceServiceStub(self.channel)
@@ -138,12 +138,23 @@ def control_problem(details: str) -> str:
     return f"Triton takes no models: start it with --model-control-mode=explicit (it said: {said(details)})"
 
 
+def was_given_up(error: BaseException) -> bool:
+    """Whether it says that nobody waited any longer: Triton may work on, and holds the request until it has done."""
+    return not isinstance(error, grpc.aio.AioRpcError) or error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
 def refused_size(error: BaseException) -> int:
     """The bytes of an answer that had more than are taken; 0 where something else failed."""
+    size, _ = _sizes(error)
+    return size
+
+
+def _sizes(error: BaseException) -> tuple[int, int]:
+    """Of an answer that was refused for it, and what is taken."""
     if not isinstance(error, grpc.aio.AioRpcError) or error.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
-        return 0
-    refused = _LARGER.search(error.details() or "")
-    return int(refused[1]) if refused else 0
+        return 0, 0
+    said = _LARGER.search(error.details() or "")
+    return (int(said[1]), int(said[2])) if said else (0, 0)
 
 
 def from_triton(error: grpc.aio.AioRpcError) -> InferplaneError:
@@ -161,10 +172,10 @@ def from_triton(error: grpc.aio.AioRpcError) -> InferplaneError:
                 ErrorReason.ERROR_REASON_DEPENDENCY_UNAVAILABLE, retry_after=1.0, dependency="triton"
             )
         case grpc.StatusCode.RESOURCE_EXHAUSTED:
-            sizes = _LARGER.search(error.details() or "")
-            if sizes is None:
+            size, most = _sizes(error)
+            if not size:
                 return InferplaneError(ErrorReason.ERROR_REASON_MESSAGE_TOO_LARGE)
-            detail = f"the answer has {sizes[1]} bytes, {sizes[2]} are allowed"
+            detail = f"the answer has {size} bytes, {most} are allowed"
             return InferplaneError(ErrorReason.ERROR_REASON_MESSAGE_TOO_LARGE, detail=detail)
         case _:
             private = f"Triton: {error.code().name}: {(error.details() or '')[:500]}"

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 import grpc
@@ -11,15 +12,16 @@ from inferplane.common.v1.errors_pb2 import ErrorReason
 from inferplane.server.access.admission import Admission
 from inferplane.server.access.snapshot import Route
 from inferplane.server.errors import InferplaneError
+from inferplane.server.fairness import Presence
 from inferplane.server.identity.principal import Principal
 from inferplane.server.inference.dataplane.answer import Answer, Output
-from inferplane.server.inference.dataplane.answer_reader import AnswerReader, in_time
+from inferplane.server.inference.dataplane.answer_reader import AnswerReader
 from inferplane.server.inference.dataplane.attempt import Attempt
-from inferplane.server.inference.dataplane.given_up import GivenUpCalls
-from inferplane.server.inference.dataplane.known_answers import KnownAnswers
+from inferplane.server.inference.dataplane.in_time import in_time
+from inferplane.server.inference.dataplane.known_answers import AllKnownAnswers
 from inferplane.server.inference.dataplane.outcome import Outcomes
 from inferplane.server.inference.dataplane.routing import Admitted, Router, label_output
-from inferplane.server.inference.dataplane.under_way import Place, UnderWay, Window
+from inferplane.server.inference.dataplane.under_way import UnderWay, Window
 from inferplane.server.inference.dataplane.unread import UnreadAnswers
 from inferplane.server.inference.records.labels import MAX_KEPT, LabelSource, label_source
 from inferplane.server.inference.triton_link import TritonLink, from_triton
@@ -46,9 +48,10 @@ class Forwarder:
         self._outcomes = outcomes
         self._unread = unread
         self._cap = cap
-        self._under_way = UnderWay(window or Window())
-        self._given_up = GivenUpCalls()
-        self._reader = AnswerReader(link, self._under_way.is_beside)
+        present = Presence()
+        self._known = AllKnownAnswers()
+        self._under_way = UnderWay(window or Window(), present)
+        self._reader = AnswerReader(link, present)
 
     @property
     def under_way(self) -> int:
@@ -62,8 +65,8 @@ class Forwarder:
 
         The answer is held as unread, to be released when it was sent, by its caller and with the size of its data.
         `remaining` is how long, in seconds, the caller waits. Raises PERMISSION_DENIED, DEPLOYMENT_NOT_FOUND,
-        DEPLOYMENT_NOT_READY, MODEL_VERSION_NOT_FOUND, INVALID_FIELD, MALFORMED_REQUEST, OVERLOADED, INFERENCE_FAILED,
-        and what Triton says of the input.
+        DEPLOYMENT_NOT_READY, MODEL_VERSION_NOT_FOUND, INVALID_FIELD, MALFORMED_REQUEST, MESSAGE_TOO_LARGE, OVERLOADED,
+        DEADLINE_EXCEEDED, DEPENDENCY_UNAVAILABLE, INFERENCE_FAILED, and what Triton says of the input.
         """
         attempt = Attempt(prediction_id, principal.subject)
         try:
@@ -123,49 +126,25 @@ class Forwarder:
         """What was known of the request when Triton was asked, and its answer."""
         admitted, route = self._router.admit(attempt, principal, body)
         self._unread.check(principal.subject)
-        caller, known = principal.subject, self._reader.known_of(route)
+        caller, known = principal.subject, self._known.of(route)
         known.check(caller)
-        place = self._under_way.try_enter(caller, body, known)
+        place = self._under_way.try_enter(caller, len(body), self._reader.may_have(known, caller))
         if place is None:
-            place = await self._wait(caller, body, known, deadline)
+            answer = partial(self._reader.may_have, known, caller)
+            place = await in_time(self._under_way.enter(caller, len(body), answer), deadline)
             try:
                 # Its session may have ended; its grants, and the version that is served, may be others by now.
                 self._router.confirm(principal)
                 admitted, route = self._router.admit(attempt, principal, body)
-                known = self._reader.known_of(route)
+                known = self._known.of(route)
                 known.check(caller)
             except BaseException:
                 place.leave()
                 raise
-        given_up, reading = True, None
         try:
-            asked = await self._reader.ask(body, known, caller, deadline)
-            given_up = False
-            if isinstance(asked, bytes):
-                data = asked
-            else:
-                reading = asked
-                data = await in_time(reading, deadline)
+            return admitted, route, await self._reader.answer(body, known, place, deadline)
         except grpc.aio.AioRpcError as error:
-            given_up = given_up and error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
             raise from_triton(error) from error
-        finally:
-            if given_up:
-                self._given_up.keep(route.deployment, place)
-            elif reading is None or reading.done():
-                place.leave()
-            else:
-                # Triton has it until then.
-                reading.add_done_callback(lambda _: place.leave())
-        self._given_up.let_go(route.deployment)
-        return admitted, route, data
-
-    async def _wait(self, caller: str, body: bytes, known: KnownAnswers, deadline: float) -> Place:
-        try:
-            async with asyncio.timeout(deadline - time.monotonic()):
-                return await self._under_way.enter(caller, body, known)
-        except TimeoutError:
-            raise InferplaneError(ErrorReason.ERROR_REASON_DEADLINE_EXCEEDED) from None
 
 
 async def _labels_of(answer: Answer, output: Output) -> LabelSource:

@@ -5,22 +5,23 @@ import time
 from dataclasses import dataclass
 
 from inferplane.common.v1.errors_pb2 import ErrorReason
+from inferplane.server.access.snapshot import Route
 from inferplane.server.errors import InferplaneError
 
-__all__ = ["SMALL", "KnownAnswers"]
+__all__ = ["LARGE", "LEAST", "AllKnownAnswers", "KnownAnswers"]
 
-SMALL = 256 << 10
-"""Bytes of an answer that is taken as it comes."""
+LARGE = 256 << 10
+"""Bytes of an answer; those above are read in turn."""
 ENOUGH = 100
-"""Answers of a version, none of them larger than SMALL, after which the next are taken to be small, too."""
-MOST_KNOWN = 4096
-"""Callers about whom something is known; of more, all are learned anew."""
+"""Answers of a version, none of them large, after which the next are taken to be small, too."""
+MOST_DEPLOYMENTS = MOST_CALLERS = 4096
+"""About which something is known; of more, all are learned anew."""
 REMEMBERED = 600.0
-"""Seconds for which as much may come again as came once."""
+"""Seconds, and up to twice as many, for which as much may come again as came once."""
 UNKNOWN = 32 << 20
-"""Bytes that an answer may have to a caller who has had none of the version."""
+"""Bytes that an answer may have to a caller of whom nothing is known."""
 LEAST = 4 << 20
-"""Bytes that an answer may have, whatever came before, where not all of the version's were small."""
+"""Bytes that an answer may have at least, whatever came before."""
 PAUSE = 60.0
 """Seconds in which a caller may have one more answer that is refused for its size: Triton up to 2.56 keeps the memory
 of each."""
@@ -30,13 +31,25 @@ AT_FIRST = 10
 
 @dataclass(slots=True)
 class _Had:
-    """What one caller has had."""
+    """What one caller has had; in bytes, and moments on the monotonic clock."""
 
     expected: int = 0
+    """What his next answer is likely to have, if it is large."""
     most: int = 0
-    most_at: float = float("-inf")
+    """The largest since `since`."""
+    most_before: int = 0
+    """The largest in REMEMBERED before that."""
+    since: float = 0.0
     forgiven_at: float = float("-inf")
     """When none of those that were refused counts any more."""
+
+    def largest(self, now: float) -> int:
+        """Of the last REMEMBERED at least."""
+        if periods := int((now - self.since) // REMEMBERED):
+            self.most_before = self.most if periods == 1 else 0
+            self.most = 0
+            self.since += periods * REMEMBERED
+        return max(self.most, self.most_before)
 
 
 class KnownAnswers:
@@ -52,6 +65,7 @@ class KnownAnswers:
 
     @property
     def are_small(self) -> bool:
+        """Whether enough have come, and none of them was large."""
         return self._count >= ENOUGH and self._were_small
 
     def expected(self, caller: str) -> int:
@@ -60,28 +74,28 @@ class KnownAnswers:
         return had.expected if had is not None else 0
 
     def may_be(self, caller: str) -> int:
-        """How large his next one may be, in bytes, if he makes it so; 0 where all are small."""
+        """How large his next one may be, in bytes, if he makes it so."""
         if self.are_small:
-            return 0
+            return LEAST
         had = self._had.get(caller)
-        return UNKNOWN if had is None else max(LEAST, had.most)
+        return UNKNOWN if had is None else max(LEAST, had.largest(time.monotonic()))
 
     def came(self, caller: str, size: int) -> None:
         """One did, of so many bytes."""
         self._count += 1
-        if size > SMALL:
+        if size > LARGE:
             self._were_small = False
         elif self._were_small and self._count > ENOUGH:
             return
-        had, now = self._of(caller), time.monotonic()
+        had = self._of(caller)
         had.expected = max(size, had.expected // 4)
-        if had.expected <= SMALL:
+        if had.expected <= LARGE:
             had.expected = 0
-        if size >= had.most or now - had.most_at > REMEMBERED:
-            had.most, had.most_at = size, now
+        had.largest(time.monotonic())
+        had.most = max(had.most, size)
 
     def was_refused(self, caller: str, size: int) -> None:
-        """One of so many bytes, more than are taken."""
+        """One came of so many bytes, more than are taken."""
         self.came(caller, size)
         had = self._of(caller)
         had.forgiven_at = max(had.forgiven_at, time.monotonic()) + PAUSE
@@ -93,16 +107,32 @@ class KnownAnswers:
             return
         pause = had.forgiven_at - time.monotonic() - PAUSE * (AT_FIRST - 1)
         if pause > 0:
-            raise InferplaneError(
-                ErrorReason.ERROR_REASON_MESSAGE_TOO_LARGE,
-                retry_after=pause,
-                detail=f"so were {AT_FIRST} answers to you: ask for less at once; it is asked again in {pause:.0f} s",
+            detail = (
+                f"more than {AT_FIRST} answers of this version to you were: it takes your next call, of whatever size, "
+                f"in {pause:.0f} s; ask for less then"
             )
+            raise InferplaneError(ErrorReason.ERROR_REASON_MESSAGE_TOO_LARGE, retry_after=pause, detail=detail)
 
     def _of(self, caller: str) -> _Had:
         had = self._had.get(caller)
         if had is None:
-            if len(self._had) >= MOST_KNOWN:
+            if len(self._had) >= MOST_CALLERS:
                 self._had.clear()
-            had = self._had[caller] = _Had()
+            had = self._had[caller] = _Had(since=time.monotonic())
         return had
+
+
+class AllKnownAnswers:
+    """What is known, by deployment."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, KnownAnswers] = {}
+
+    def of(self, route: Route) -> KnownAnswers:
+        """Of the version that a route leads to: of another that was there before, all is forgotten."""
+        known = self._known.get(route.deployment)
+        if known is None or known.digest != route.target.digest:
+            if len(self._known) >= MOST_DEPLOYMENTS:
+                self._known.clear()
+            known = self._known[route.deployment] = KnownAnswers(route.target.digest)
+        return known

@@ -1,9 +1,9 @@
 """How much is under way to Triton, which holds the request of a call and then its answer until that is read."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
-from inferplane.server.fairness import UNBOUNDED, FairGate
-from inferplane.server.inference.dataplane.known_answers import KnownAnswers
+from inferplane.server.fairness import FairGate, Presence
 
 __all__ = ["CALL_COST", "Place", "UnderWay", "Window"]
 
@@ -14,7 +14,7 @@ CALL_COST = 64 << 10
 class Window(NamedTuple):
     """How much is under way to Triton at once, and how much may wait for it; all in bytes, of all callers and of one.
 
-    A call counts as its body and CALL_COST, so 128 small calls of one caller, or a few large ones, are under way:
+    A call counts as its body and CALL_COST, so 127 small calls of one caller, or a few large ones, are under way:
     enough to keep Triton busy. While another caller is here it is less, so that their next call does not wait long. Of
     answers counts what they may be.
     """
@@ -40,10 +40,9 @@ class Place:
         self._answers, self._answer = answers, answer
 
     def leave(self) -> None:
-        """It is over."""
-        self._requests.leave(self.caller, self._cost)
-        if self._answer:
-            self._answers.leave(self.caller, self._answer)
+        """Triton has nothing of it any more."""
+        self.make_room()
+        self.settle()
 
     def make_room(self) -> None:
         """The first half of `leave`: it counts against its caller alone."""
@@ -59,26 +58,23 @@ class Place:
 
 
 class UnderWay:
-    """Lets calls in, in turn between callers."""
+    """Lets calls in, in turn between callers. `present` are those who are here."""
 
-    def __init__(self, window: Window) -> None:
+    def __init__(self, window: Window, present: Presence) -> None:
+        self._present = present
         self._requests = FairGate(
             "too many predictions wait",
             capacity=window.capacity,
             each=window.each,
-            each_beside=window.each_beside,
+            beside=(window.each_beside, present),
             waiting=window.waiting,
             waiting_each=window.waiting_each,
         )
         # Who waits here has a place among the requests: that bounds it.
         self._answers = FairGate(
-            "",
             capacity=window.answers,
             each=window.answers_each,
-            each_beside=window.answers_each_beside,
-            is_beside=self._requests.is_beside,
-            waiting=UNBOUNDED,
-            waiting_each=UNBOUNDED,
+            beside=(window.answers_each_beside, present),
         )
 
     @property
@@ -86,13 +82,10 @@ class UnderWay:
         """About how many bytes of requests are at Triton, or wait for it."""
         return self._requests.inside + self._requests.waiting
 
-    def is_beside(self, caller: str) -> bool:
-        """Whether another caller is here."""
-        return self._requests.is_beside(caller)
-
-    def try_enter(self, caller: str, body: bytes, known: KnownAnswers) -> Place | None:
-        """A place, if that needs no waiting; it must be left."""
-        cost, answer = len(body) + CALL_COST, known.may_be(caller)
+    def try_enter(self, caller: str, size: int, answer: int) -> Place | None:
+        """A place for a request and an answer of so many bytes, if that needs no waiting; it must be left."""
+        self._present.came(caller)
+        cost = size + CALL_COST
         if not self._requests.try_enter(caller, cost):
             return None
         if answer and not self._answers.try_enter(caller, answer):
@@ -100,16 +93,15 @@ class UnderWay:
             return None
         return Place(caller, self._requests, cost, self._answers, answer)
 
-    async def enter(self, caller: str, body: bytes, known: KnownAnswers) -> Place:
-        """A place, after waiting; it must be left. Raises OVERLOADED where too much waits."""
-        cost = len(body) + CALL_COST
+    async def enter(self, caller: str, size: int, answer: Callable[[], int]) -> Place:
+        """A place, after waiting; it must be left. What the answer may have is asked late: meanwhile another may have
+        come. Raises OVERLOADED where too much waits."""
+        cost = size + CALL_COST
         await self._requests.enter(caller, cost)
-        # Only now: meanwhile his first may have come.
-        answer = known.may_be(caller)
-        if answer:
-            try:
-                await self._answers.enter(caller, answer)
-            except BaseException:
-                self._requests.leave(caller, cost)
-                raise
-        return Place(caller, self._requests, cost, self._answers, answer)
+        try:
+            if answer_size := answer():
+                await self._answers.enter(caller, answer_size)
+        except BaseException:
+            self._requests.leave(caller, cost)
+            raise
+        return Place(caller, self._requests, cost, self._answers, answer_size)
