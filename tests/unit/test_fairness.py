@@ -178,6 +178,44 @@ async def test_nobody_overtakes_who_waits_for_room() -> None:
         assert order == ["b"]
 
 
+async def test_turns_are_equal_by_cost_so_that_little_work_does_not_wait_for_much() -> None:
+    shared = gate(capacity=10, each=10)
+    assert shared.try_enter("x", 10)
+    order: list[str] = []
+
+    async def work(caller: str, cost: int) -> None:
+        await shared.enter(caller, cost)
+        order.append(caller)
+        shared.leave(caller, cost)
+
+    tasks = [asyncio.create_task(work("much", 10)) for _ in range(2)]
+    await asyncio.sleep(0)
+    tasks += [asyncio.create_task(work("little", 1)) for _ in range(25)]
+    await asyncio.sleep(0)
+    shared.leave("x", 10)
+    await asyncio.gather(*tasks)
+    first, second = (position for position, caller in enumerate(order) if caller == "much")
+    assert 9 <= first <= 10
+    assert 19 <= second <= 21
+
+
+async def test_a_piece_that_takes_another_ones_place_is_not_due_before_its_time() -> None:
+    """Who asks for much behind little, and takes the little back, does not come first."""
+    shared = gate(capacity=10, each=10)
+    assert shared.try_enter("x", 10)
+    async with waiting_in(shared, "sly") as (order, tasks):
+        much = asyncio.create_task(shared.enter("sly", 10))
+        await asyncio.sleep(0)
+        others = [asyncio.create_task(shared.enter("b", 5))]
+        await asyncio.sleep(0)
+        tasks[0].cancel()
+        await asyncio.sleep(0)
+        shared.leave("x", 10)
+        await asyncio.sleep(0)
+        assert (order, others[0].done(), much.done()) == ([], True, False)
+        much.cancel()
+
+
 async def test_too_much_waiting_is_refused_at_once() -> None:
     present = gate(capacity=1, each=1, waiting=3, waiting_each=2)
     assert present.try_enter("x", 1)

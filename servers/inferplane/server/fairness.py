@@ -4,6 +4,8 @@ import asyncio
 import time
 from collections import deque
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
+from itertools import count
 
 from inferplane.server.errors import InferplaneError
 
@@ -38,6 +40,8 @@ class _Turn:
 
     cost: int
     admitted: "asyncio.Future[None]"
+    due: int | None = None
+    """Its place in the line; known once it is its caller's next."""
 
 
 @dataclass(slots=True)
@@ -54,8 +58,8 @@ class _Share:
 class FairGate:
     """Lets work of a total cost of `capacity` in at once, `each` of one caller; what does not fit waits.
 
-    Callers who wait take turns, one piece of work a turn, so that nobody waits for more than one piece of each other
-    caller. At most a cost of `waiting` waits, `waiting_each` of one caller; by default as much as comes. Costs are in
+    Callers who wait take turns, by cost: each waits until each other one has had as much as it asks for, or one piece
+    more. At most a cost of `waiting` waits, `waiting_each` of one caller; by default as much as comes. Costs are in
     whatever unit the gate is for; work that costs more than `each` gets in when its caller has nothing else inside, and
     above `capacity` when nobody has. Of callers that have nothing here nothing is kept.
 
@@ -85,7 +89,11 @@ class FairGate:
         self._most_waiting_each = waiting_each
         self._displace = displace
         self._shares: dict[str, _Share] = {}
-        self._line: deque[str] = deque()
+        self._line: list[tuple[int, int, str]] = []
+        """Callers who wait for room, as a heap: by when their next piece of work is due."""
+        self._listed = count()
+        self._clock = 0
+        """When the last that was let in was due, in units of cost (self-clocked fair queueing)."""
         self.inside = 0
         """The cost of all that is inside now."""
         self.waiting = 0
@@ -204,30 +212,34 @@ class FairGate:
 
     def _enlist(self, caller: str, share: _Share) -> None:
         """Stand in line if the next piece of work fits the caller's own share."""
-        if not share.listed and share.queue and self._fits(caller, share, share.queue[0].cost):
-            share.listed = True
-            self._line.append(caller)
+        if not share.queue:
+            return
+        turn = share.queue[0]
+        if turn.due is None:
+            turn.due = self._clock + turn.cost
+        if share.listed or not self._fits(caller, share, turn.cost):
+            return
+        share.listed = True
+        heappush(self._line, (turn.due, next(self._listed), caller))
 
     def _admit(self) -> None:
         """Let in, in turn, what there is room for."""
         while self._line:
-            caller = self._line[0]
-            share = self._shares.get(caller)
-            if share is None or not share.queue or not self._fits(caller, share, share.queue[0].cost):
-                self._line.popleft()
-                if share is not None:
-                    share.listed = False
-                    self._drop_if_idle(caller, share)
-                continue
-            if not self._has_room(share.queue[0].cost):
+            due, _, caller = self._line[0]
+            share = self._shares[caller]
+            turn = share.queue[0] if share.queue else None
+            stands = turn is not None and turn.due == due and self._fits(caller, share, turn.cost)
+            if stands and turn is not None and not self._has_room(turn.cost):
                 return
-            self._line.popleft()
+            heappop(self._line)
             share.listed = False
-            turn = share.queue.popleft()
-            self._count_out(share, turn)
-            # One that was cancelled has not been told yet.
-            if not turn.admitted.cancelled():
-                self._let_in(share, turn)
+            if stands and turn is not None:
+                self._clock = max(self._clock, due)
+                share.queue.popleft()
+                self._count_out(share, turn)
+                # One that was cancelled has not been told yet.
+                if not turn.admitted.cancelled():
+                    self._let_in(share, turn)
             self._enlist(caller, share)
             self._drop_if_idle(caller, share)
 
