@@ -153,13 +153,19 @@ class Triton:
 
     def __init__(self) -> None:
         self.requests: list[bytes] = []
+        self.cancelled = 0
+        """How many of them nobody wanted answered any more."""
         self.answer: Callable[[service_pb2.ModelInferRequest], Any] = echo
 
     async def infer(self, body: bytes, context: Any) -> bytes:
         self.requests.append(body)
         answer = self.answer(service_pb2.ModelInferRequest.FromString(body))
         if hasattr(answer, "__await__"):
-            answer = await answer
+            try:
+                answer = await answer
+            except asyncio.CancelledError:
+                self.cancelled += 1
+                raise
         if isinstance(answer, grpc.StatusCode):
             await context.abort(answer, "what Triton says")
         return answer if isinstance(answer, bytes) else bytes(answer.SerializeToString())

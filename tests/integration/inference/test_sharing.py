@@ -1,6 +1,7 @@
 """One caller's predictions do not take what others need."""
 
 import asyncio
+import gc
 from functools import partial
 from typing import Any
 
@@ -8,7 +9,7 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2
 
-from inferplane.server.access.snapshot import Route
+from inferplane.server.access.snapshot import GrantRow, Route
 from inferplane.server.inference.dataplane import answer_reader, given_up
 from inferplane.server.inference.dataplane.known_answers import AT_FIRST, LEAST, UNKNOWN
 from inferplane.server.inference.dataplane.under_way import CALL_COST, Window
@@ -35,6 +36,13 @@ def has_asked(plane: Any, times: int) -> bool:
     return len(plane.triton.requests) == times
 
 
+def users(plane: Any, count: int) -> list[str]:
+    """So many who may call everything."""
+    names = [f"user{number}" for number in range(count)]
+    plane.grants.extend(GrantRow(f"users/{name}", "caller", "*") for name in names)
+    return names
+
+
 async def test_a_caller_has_no_more_under_way_than_its_share_and_another_is_served_at_once() -> None:
     held = Held()
     async with data_plane(window=SMALL) as plane:
@@ -46,6 +54,28 @@ async def test_a_caller_has_no_more_under_way_than_its_share_and_another_is_serv
         assert len(plane.triton.requests) == 5
         held.go.set()
         await asyncio.gather(*alices)
+
+
+async def test_all_callers_together_have_no_more_under_way_than_the_capacity() -> None:
+    held = Held()
+    async with data_plane(window=SMALL._replace(capacity=3 * CALL_COST + 300)) as plane:
+        plane.triton.answer = held.answer
+        calls = [asyncio.ensure_future(plane.infer(user=name)) for name in users(plane, 5)]
+        await until(lambda: plane.forwarder.under_way > 5 * CALL_COST)
+        await until(partial(has_asked, plane, 3))
+        held.go.set()
+        await asyncio.gather(*calls)
+
+
+async def test_no_more_waits_of_all_callers_than_may() -> None:
+    held = Held()
+    async with data_plane(window=SMALL._replace(capacity=CALL_COST, waiting=3 * CALL_COST + 300)) as plane:
+        plane.triton.answer = held.answer
+        calls = [asyncio.ensure_future(plane.infer(user=name)) for name in users(plane, 4)]
+        await until(lambda: plane.forwarder.under_way > 4 * CALL_COST)
+        assert error_info(await failure(plane.infer(timeout=5))).reason == "OVERLOADED"
+        held.go.set()
+        await asyncio.gather(*calls)
 
 
 async def test_a_call_counts_for_what_its_answer_may_be_until_that_is_read() -> None:
@@ -63,23 +93,99 @@ async def test_a_call_counts_for_what_its_answer_may_be_until_that_is_read() -> 
             held.go.clear()
 
 
-@pytest.mark.parametrize(("known", "at_once"), [(True, 8), (False, 2)])
-async def test_of_what_answers_may_be_so_many_bytes_are_under_way(known: bool, at_once: int) -> None:
+@pytest.mark.parametrize(("known", "at_once"), [(True, 16), (False, 2)])
+async def test_of_what_answers_may_be_so_many_bytes_are_a_callers(known: bool, at_once: int) -> None:
     held = Held()
-    window = Window(answers=3 * UNKNOWN, answers_each=2 * UNKNOWN if not known else 8 * LEAST)
-    async with data_plane(window=window) as plane:
+    async with data_plane(window=Window(answers_each=2 * UNKNOWN)) as plane:
         if known:
             await plane.infer()
         plane.triton.answer, asked = held.answer, len(plane.triton.requests)
         calls = [asyncio.ensure_future(plane.infer()) for _ in range(20)]
         await until(lambda: plane.forwarder._under_way._answers.waiting > 0)
-        await until(lambda: len(plane.triton.requests) == asked + at_once)
-        others = [asyncio.ensure_future(plane.infer(user="bob")) for _ in range(20)]
-        await until(lambda: plane.forwarder._under_way._requests.inside > 30 * CALL_COST)
-        assert plane.forwarder._under_way._answers.inside <= window.answers
+        await until(partial(has_asked, plane, asked + at_once))
+        await until(lambda: plane.forwarder._under_way._requests.inside > 20 * CALL_COST)
+        assert len(plane.triton.requests) == asked + at_once
         held.go.set()
-        await asyncio.gather(*calls, *others)
+        await asyncio.gather(*calls)
         assert plane.forwarder._under_way._answers.inside == 0
+
+
+async def test_beside_others_they_are_fewer() -> None:
+    held = Held()
+    window = Window(answers_each=1 << 40, answers_each_beside=2 * LEAST)
+    async with data_plane(window=window) as plane:
+        await plane.infer()
+        await plane.infer(user="bob")
+        plane.triton.answer, asked = held.answer, len(plane.triton.requests)
+        calls = [asyncio.ensure_future(plane.infer()) for _ in range(10)]
+        await until(lambda: plane.forwarder._under_way._answers.waiting > 0)
+        await until(partial(has_asked, plane, asked + 2))
+        held.go.set()
+        await asyncio.gather(*calls)
+
+
+@pytest.mark.parametrize(("of_version", "in_all", "at_once"), [(3, 4, 3), (4, 3, 3)])
+async def test_so_many_bytes_are_a_versions_and_everybodys(of_version: int, in_all: int, at_once: int) -> None:
+    held = Held()
+    window = Window(answers=in_all * UNKNOWN, answers_of_version=of_version * UNKNOWN)
+    async with data_plane(window=window) as plane:
+        plane.triton.answer = held.answer
+        calls = [asyncio.ensure_future(plane.infer(user=name)) for name in users(plane, 10)]
+        await until(lambda: plane.forwarder._under_way._answers_of_versions.waiting > 0)
+        await until(partial(has_asked, plane, at_once))
+        await until(lambda: plane.forwarder._under_way._requests.inside > 10 * CALL_COST)
+        assert len(plane.triton.requests) == at_once
+        held.go.set()
+        await asyncio.gather(*calls)
+        assert plane.forwarder._under_way._answers_of_versions.inside == 0
+
+
+async def test_many_on_one_slow_version_leave_room_for_another() -> None:
+    held = Held()
+    routes = [Route("m", target(1), ready=True), Route("other", target(2), ready=True)]
+    async with data_plane(routes, window=Window(answers=2 * UNKNOWN, answers_of_version=UNKNOWN)) as plane:
+        plane.triton.answer = held.answer
+        slow = [asyncio.ensure_future(plane.infer(user=name)) for name in users(plane, 10)]
+        await until(lambda: plane.forwarder._under_way._answers_of_versions.waiting > 0)
+        plane.triton.answer = partial(echo, version="2")
+        body = infer_request()
+        body.model_name = "other"
+        await plane.infer(body, user="bob", timeout=2)
+        plane.triton.answer = echo
+        held.go.set()
+        await asyncio.gather(*slow)
+
+
+async def test_who_waits_counts_for_what_is_known_by_then() -> None:
+    """The first answer of a slow version frees those who wait for it, all at once."""
+    held = Held()
+    async with data_plane(window=Window(answers_each=2 * UNKNOWN)) as plane:
+        plane.triton.answer = held.answer
+        calls = [asyncio.ensure_future(plane.infer()) for _ in range(10)]
+        await until(lambda: plane.forwarder._under_way._answers.waiting > 7 * UNKNOWN)
+        still = Held()
+        plane.triton.answer = still.answer
+        held.go.set()
+        await until(partial(has_asked, plane, 10))
+        still.go.set()
+        await asyncio.gather(*calls)
+
+
+@pytest.mark.parametrize("gate", ["_answers", "_answers_of_versions"])
+async def test_who_leaves_while_waiting_for_room_for_answers_counts_for_nothing(gate: str) -> None:
+    held = Held()
+    window = Window(answers_each=UNKNOWN) if gate == "_answers" else Window(answers=UNKNOWN)
+    async with data_plane(window=window) as plane:
+        plane.triton.answer = held.answer
+        call = asyncio.ensure_future(plane.infer())
+        await until(partial(has_asked, plane, 1))
+        waiting = asyncio.ensure_future(plane.infer())
+        await until(lambda: getattr(plane.forwarder._under_way, gate).waiting > 0)
+        waiting.cancel()
+        await until(lambda: getattr(plane.forwarder._under_way, gate).waiting == 0)
+        held.go.set()
+        await call
+        assert counted(plane, "alice") == 0
 
 
 async def test_who_waits_for_room_for_answers_is_admitted_anew() -> None:
@@ -110,7 +216,24 @@ async def test_whose_answers_were_too_large_too_often_is_refused_before_triton_i
         await plane.infer(user="bob")
 
 
-async def test_an_answer_that_is_too_large_counts_also_where_nobody_waits_for_it() -> None:
+async def test_who_waited_while_his_answers_were_too_large_too_often_is_refused() -> None:
+    held = Held()
+    async with data_plane(window=SMALL) as plane:
+        plane.triton.answer = held.answer
+        calls = [asyncio.ensure_future(failure_or_answer(plane.infer())) for _ in range(5)]
+        await until(lambda: plane.forwarder._under_way._requests.waiting > 0)
+        known = plane.forwarder._known.of(plane.routes[0])
+        for _ in range(AT_FIRST):
+            known.was_refused("users/alice", LIMIT + 1)
+        held.go.set()
+        errors = [each for each in await asyncio.gather(*calls) if isinstance(each, grpc.aio.AioRpcError)]
+        assert [error_info(error).reason for error in errors] == ["MESSAGE_TOO_LARGE"]
+        assert (len(plane.triton.requests), counted(plane, "alice")) == (4, 0)
+
+
+async def test_an_answer_that_is_too_large_counts_also_where_nobody_waits_for_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     async with data_plane(window=Window(answers_each=AT_FIRST * UNKNOWN)) as plane:
         turns = plane.forwarder._reader._others
         assert turns.try_enter("users/alice", answer_reader.OTHERS_EACH)
@@ -118,8 +241,10 @@ async def test_an_answer_that_is_too_large_counts_also_where_nobody_waits_for_it
         for _ in range(AT_FIRST):
             await failure(plane.infer(timeout=0.2))
         turns.leave("users/alice", answer_reader.OTHERS_EACH)
-        await until(lambda: plane.forwarder.under_way == 0)
+        await until(lambda: counted(plane, "alice") == 0)
         assert "next call" in error_info(await failure(plane.infer())).metadata["detail"]
+    gc.collect()
+    assert "never retrieved" not in caplog.text
 
 
 async def test_an_answer_that_nobody_waits_for_any_more_counts_until_it_is_read() -> None:
@@ -132,10 +257,35 @@ async def test_an_answer_that_nobody_waits_for_any_more_counts_until_it_is_read(
         await until(lambda: len(plane.triton.requests) == 3)
         left.cancel()
         await until(lambda: not plane.server.calls.open)
-        assert plane.forwarder.under_way > 2 * CALL_COST
+        assert counted(plane, "alice") > 2 * CALL_COST
         turns.leave("users/alice", answer_reader.TOGETHER)
-        await until(lambda: plane.forwarder.under_way == 0)
+        await until(lambda: counted(plane, "alice") == 0)
         assert (turns.inside, turns.waiting) == (0, 0)
+
+
+async def test_a_call_that_nobody_waits_for_may_end_in_a_moment() -> None:
+    held = Held()
+    async with data_plane() as plane:
+        plane.triton.answer = held.answer
+        await failure(plane.infer(infer_request(values=1 << 20), timeout=0.2))
+        await until(lambda: not plane.server.calls.open)
+        held.go.set()
+        known = plane.forwarder._known.of(plane.routes[0])
+        await until(lambda: known.expected("users/alice") >= 4 << 20)
+        assert plane.triton.cancelled == 0
+
+
+async def test_a_call_that_nobody_waits_for_is_ended_after_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answer_reader, "GRACE", 0.1)
+    held = Held()
+    async with data_plane() as plane:
+        plane.triton.answer = held.answer
+        await failure(plane.infer(timeout=0.2))
+        await until(lambda: plane.triton.cancelled == 1)
+        left = asyncio.ensure_future(plane.infer())
+        await until(partial(has_asked, plane, 2))
+        left.cancel()
+        await until(lambda: plane.triton.cancelled == 2)
 
 
 async def test_an_answer_that_is_refused_for_its_size_counts_as_large_as_it_was() -> None:
@@ -212,11 +362,13 @@ async def test_calls_that_are_given_up_keep_their_place_until_triton_has_ended_a
         await until(lambda: counted(plane, "alice") == 0)
 
 
-async def test_what_triton_refuses_frees_no_place_of_calls_that_were_given_up() -> None:
+async def test_what_triton_refuses_frees_no_place_of_calls_that_were_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answer_reader, "GRACE", 0)
     held = Held()
     async with data_plane(window=SMALL) as plane:
         plane.triton.answer = held.answer
         await failure(plane.infer(timeout=0.2))
+        await until(lambda: bool(plane.forwarder._reader._given_up._kept))
         plane.triton.answer = lambda _request: grpc.StatusCode.INVALID_ARGUMENT
         await failure(plane.infer())
         assert counted(plane, "alice") == CALL_COST + len(infer_request().SerializeToString())

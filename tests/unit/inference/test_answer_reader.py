@@ -55,6 +55,7 @@ class Triton:
     def __init__(self) -> None:
         self.go = asyncio.Event()
         self.go.set()
+        self.asked = 0
         self.at_once = 0
         """Answers that were not waited for in turn, and how many such calls there are now."""
         self.open = 0
@@ -66,6 +67,7 @@ class Triton:
 
     def predictions(self) -> Any:
         async def infer(body: bytes, _metadata: Any, _timeout: float) -> bytes:
+            self.asked += 1
             self.at_once += 1
             self.open += 1
             try:
@@ -77,6 +79,7 @@ class Triton:
 
     def predictions_in_two_steps(self) -> Any:
         async def begin(body: bytes, _metadata: Any, _timeout: float) -> Begun:
+            self.asked += 1
             return Begun(self, body)
 
         return begin
@@ -130,7 +133,7 @@ class Reader(AnswerReader):
         )
 
     def place(self, caller: str, known: KnownAnswers) -> Place:
-        place = self.under_way.try_enter(caller, 0, self.may_have(known, caller))
+        place = self.under_way.try_enter(caller, 0, known.digest, self.may_have(known, caller))
         assert place is not None
         return place
 
@@ -157,7 +160,7 @@ def reader(monkeypatch: pytest.MonkeyPatch) -> Reader:
 
 def reader_with(monkeypatch: pytest.MonkeyPatch, **bounds: int) -> Reader:
     """One with other constants, in bytes."""
-    for name, value in {"RATE": 1 << 62, **bounds}.items():
+    for name, value in {"RATE": 1 << 62, "LEAST_COST": 0, **bounds}.items():
         monkeypatch.setattr(answer_reader, name, value)
     return Reader(Triton())
 
@@ -426,3 +429,40 @@ async def test_what_is_taken_to_be_small_counts_for_nothing_and_the_next_for_wha
     reader.triton.go.set()
     await asyncio.gather(*calls)
     assert reader.idle
+
+
+async def test_who_leaves_before_an_answer_comes_has_no_more_of_them_unasked(reader: Reader) -> None:
+    await reader.know(TINY)
+    reader.triton.go.clear()
+    call = reader.begin(TINY)
+    await settled()
+    call.cancel()
+    await asyncio.gather(call, return_exceptions=True)
+    reader.triton.go.set()
+    before = reader.triton.at_once
+    await reader.read(TINY)
+    assert reader.triton.at_once == before
+    await reader.read(TINY, "bob")
+    assert reader.triton.at_once == before + 1
+
+
+@pytest.mark.parametrize("known", [TINY, LARGER])
+async def test_triton_is_not_asked_what_comes_too_late(reader: Reader, known: bytes) -> None:
+    await reader.know(known)
+    reader.triton.asked = 0
+    with pytest.raises(InferplaneError) as late:
+        await reader.read(known, seconds=-0.01)
+    assert late.value.reason == ErrorReason.ERROR_REASON_DEADLINE_EXCEEDED
+    assert (reader.triton.asked, reader.idle) == (0, True)
+
+
+async def test_answers_that_were_never_very_large_are_read_in_a_bounded_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = reader_with(monkeypatch, LEAST_COST=answer_reader.TOGETHER // 4)
+    await reader.know(LARGER)
+    reader.present.here = False
+    reader.triton.go.clear()
+    calls = [reader.begin(LARGER) for _ in range(10)]
+    await settled()
+    assert len(reader.triton.reading) == 4
+    reader.triton.go.set()
+    await asyncio.gather(*calls)

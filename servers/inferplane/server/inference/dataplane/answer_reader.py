@@ -7,6 +7,8 @@ several copies, so many at once hold up everybody.
 import asyncio
 import time
 
+from inferplane.common.v1.errors_pb2 import ErrorReason
+from inferplane.server.errors import InferplaneError
 from inferplane.server.fairness import FairGate, Presence
 from inferplane.server.inference.dataplane.given_up import GivenUpCalls
 from inferplane.server.inference.dataplane.in_time import in_time
@@ -27,9 +29,14 @@ EACH_BESIDE = 8 << 20
 OTHERS_TOGETHER = 4
 OTHERS_EACH = 2
 """Answers that are read at once of callers who have had no large ones, of all and of one."""
+LEAST_COST = 2 << 20
+"""Bytes that each of them counts for at least: it may have more than was expected."""
 RATE = 160 << 20
 """Bytes of large answers in a second, while others are here who have had none: half of what an event loop copies, in
 and out again."""
+GRACE = 1.0
+"""Seconds for which Triton may go on with a call that nobody waits for: of one that is cancelled just when its answer
+is made, Triton up to 2.56 keeps the memory."""
 
 
 class AnswerReader:
@@ -50,7 +57,7 @@ class AnswerReader:
 
     def may_have(self, known: KnownAnswers, caller: str) -> int:
         """What the answer to his next call may have in Triton, in bytes; 0 where it is taken to be small."""
-        return 0 if self._comes_unasked(known) else known.may_be(caller)
+        return 0 if self._comes_unasked(known, caller) else known.may_be(caller)
 
     async def answer(self, body: bytes, known: KnownAnswers, place: Place, deadline: float) -> bytes:
         """The answer to a ModelInferRequest, by `deadline`, one of `time.monotonic`. What has begun to come is read in
@@ -58,20 +65,21 @@ class AnswerReader:
 
         Raises AioRpcError and DEADLINE_EXCEEDED.
         """
+        timeout = deadline - time.monotonic()
+        if timeout <= 0:
+            place.leave()
+            raise InferplaneError(ErrorReason.ERROR_REASON_DEADLINE_EXCEEDED)
         if not known.expected(place.caller):
             self._with_small.came(place.caller)
-        timeout = deadline - time.monotonic()
-        if self._comes_unasked(known):
+        if self._comes_unasked(known, place.caller):
             data = await self._as_it_comes(body, known, place, timeout)
         else:
-            begun = await self._ask(body, known, place, timeout)
-            reading = start_task(self._read_in_turn(begun, known, place))
-            data = await in_time(asyncio.shield(reading), deadline)
+            data = await self._in_turn(body, known, place, deadline)
         self._given_up.let_go(known)
         return data
 
-    def _comes_unasked(self, known: KnownAnswers) -> bool:
-        return known.are_small and self._unasked < UNASKED
+    def _comes_unasked(self, known: KnownAnswers, caller: str) -> bool:
+        return self._unasked < UNASKED and known.are_small_to(caller)
 
     async def _as_it_comes(self, body: bytes, known: KnownAnswers, place: Place, timeout: float) -> bytes:
         self._unasked += 1
@@ -86,41 +94,57 @@ class AnswerReader:
         place.leave()
         return data
 
-    async def _ask(self, body: bytes, known: KnownAnswers, place: Place, timeout: float) -> Begun:
+    async def _in_turn(self, body: bytes, known: KnownAnswers, place: Place, deadline: float) -> bytes:
+        asking = start_task(self._begin(body, self._metadata, deadline - time.monotonic() + GRACE))
+        reading = start_task(self._read_in_turn(asking, known, place))
         try:
-            return await self._begin(body, self._metadata, timeout)
+            return await in_time(asyncio.shield(reading), deadline)
+        except BaseException:
+            if not reading.done():
+                place.make_room()
+                asyncio.get_running_loop().call_later(GRACE, asking.cancel)
+                # What fails now nobody is told.
+                reading.add_done_callback(lambda done: done.cancelled() or done.exception())
+            raise
+
+    async def _read_in_turn(self, asking: "asyncio.Task[Begun]", known: KnownAnswers, place: Place) -> bytes:
+        try:
+            begun = await asking
         except BaseException as error:
             self._failed(error, known, place)
             raise
+        try:
+            data = await (begun.read() if begun.has_failed else self._read(begun, known, place.caller))
+        except Exception as error:
+            self._learn(error, known, place.caller)
+            raise
+        finally:
+            place.leave()
+        known.came(place.caller, len(data))
+        return data
+
+    async def _read(self, begun: Begun, known: KnownAnswers, caller: str) -> bytes:
+        gate, cost = await self._enter(known, caller)
+        began, size = asyncio.get_running_loop().time(), 0
+        try:
+            data = await begun.read()
+            size = len(data)
+        finally:
+            self._leave(gate, caller, cost, began, size)
+        return data
 
     def _failed(self, error: BaseException, known: KnownAnswers, place: Place) -> None:
         """Before its answer began to be read."""
-        if size := refused_size(error):
-            known.was_refused(place.caller, size)
+        self._learn(error, known, place.caller)
         if was_given_up(error):
+            known.was_given_up(place.caller)
             self._given_up.keep(known, place)
         else:
             place.leave()
 
-    async def _read_in_turn(self, begun: Begun, known: KnownAnswers, place: Place) -> bytes:
-        try:
-            if begun.has_failed:
-                return await begun.read()
-            gate, cost = await self._enter(known, place.caller)
-            began, size = asyncio.get_running_loop().time(), 0
-            try:
-                data = await begun.read()
-                size = len(data)
-            finally:
-                self._leave(gate, place.caller, cost, began, size)
-            known.came(place.caller, size)
-            return data
-        except Exception as error:
-            if size := refused_size(error):
-                known.was_refused(place.caller, size)
-            raise
-        finally:
-            place.leave()
+    def _learn(self, error: BaseException, known: KnownAnswers, caller: str) -> None:
+        if size := refused_size(error):
+            known.was_refused(caller, size)
 
     async def _enter(self, known: KnownAnswers, caller: str) -> tuple[FairGate, int]:
         if not known.expected(caller):
@@ -129,7 +153,7 @@ class AnswerReader:
                 return self._others, 1
             # One was large while this one waited.
             self._others.leave(caller, 1)
-        cost = known.expected(caller)
+        cost = max(known.expected(caller), LEAST_COST)
         await self._large.enter(caller, cost)
         return self._large, cost
 

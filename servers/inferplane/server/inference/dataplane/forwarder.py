@@ -128,10 +128,10 @@ class Forwarder:
         self._unread.check(principal.subject)
         caller, known = principal.subject, self._known.of(route)
         known.check(caller)
-        place = self._under_way.try_enter(caller, len(body), self._reader.may_have(known, caller))
+        place = self._under_way.try_enter(caller, len(body), known.digest, self._reader.may_have(known, caller))
         if place is None:
             answer = partial(self._reader.may_have, known, caller)
-            place = await in_time(self._under_way.enter(caller, len(body), answer), deadline)
+            place = await in_time(self._under_way.enter(caller, len(body), known.digest, answer), deadline)
             try:
                 # Its session may have ended; its grants, and the version that is served, may be others by now.
                 self._router.confirm(principal)

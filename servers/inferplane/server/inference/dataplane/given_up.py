@@ -35,6 +35,6 @@ class GivenUpCalls:
         kept = self._kept.get(version, set())
         if place in kept:
             kept.discard(place)
-            place.settle()
+            place.leave()
         if not kept:
             self._kept.pop(version, None)

@@ -40,6 +40,10 @@ class _Had:
     most_before: int = 0
     """The largest in REMEMBERED before that."""
     since: float = 0.0
+    is_unknown: bool = False
+    """Whether none has come since he left a call."""
+    gave_up_at: float = float("-inf")
+    """When he left a call before its answer came, so that nothing was learned of it."""
     forgiven_at: float = float("-inf")
     """When none of those that were refused counts any more."""
 
@@ -68,6 +72,13 @@ class KnownAnswers:
         """Whether enough have come, and none of them was large."""
         return self._count >= ENOUGH and self._were_small
 
+    def are_small_to(self, caller: str) -> bool:
+        """Whether his next one is taken to be small: so are all, and he has not left before one came of late."""
+        if not self.are_small:
+            return False
+        had = self._had.get(caller)
+        return had is None or time.monotonic() - had.gave_up_at > REMEMBERED
+
     def expected(self, caller: str) -> int:
         """How large his next one is likely to be, in bytes, where the last were large; else 0."""
         had = self._had.get(caller)
@@ -75,19 +86,20 @@ class KnownAnswers:
 
     def may_be(self, caller: str) -> int:
         """How large his next one may be, in bytes, if he makes it so."""
-        if self.are_small:
-            return LEAST
         had = self._had.get(caller)
-        return UNKNOWN if had is None else max(LEAST, had.largest(time.monotonic()))
+        if had is None:
+            return LEAST if self.are_small else UNKNOWN
+        return max(LEAST, UNKNOWN if had.is_unknown else had.largest(time.monotonic()))
 
     def came(self, caller: str, size: int) -> None:
         """One did, of so many bytes."""
         self._count += 1
         if size > LARGE:
             self._were_small = False
-        elif self._were_small and self._count > ENOUGH:
+        elif self._were_small and self._count > ENOUGH and caller not in self._had:
             return
         had = self._of(caller)
+        had.is_unknown = False
         had.expected = max(size, had.expected // 4)
         if had.expected <= LARGE:
             had.expected = 0
@@ -97,8 +109,13 @@ class KnownAnswers:
     def was_refused(self, caller: str, size: int) -> None:
         """One came of so many bytes, more than are taken."""
         self.came(caller, size)
+        had, now = self._of(caller), time.monotonic()
+        had.forgiven_at = min(max(had.forgiven_at, now), now + PAUSE * (AT_FIRST - 1)) + PAUSE
+
+    def was_given_up(self, caller: str) -> None:
+        """He left before one came."""
         had = self._of(caller)
-        had.forgiven_at = max(had.forgiven_at, time.monotonic()) + PAUSE
+        had.is_unknown, had.gave_up_at = True, time.monotonic()
 
     def check(self, caller: str) -> None:
         """Raises MESSAGE_TOO_LARGE where he has had too many that were refused for their size."""
@@ -108,8 +125,8 @@ class KnownAnswers:
         pause = had.forgiven_at - time.monotonic() - PAUSE * (AT_FIRST - 1)
         if pause > 0:
             detail = (
-                f"more than {AT_FIRST} answers of this version to you were: it takes your next call, of whatever size, "
-                f"in {pause:.0f} s; ask for less then"
+                f"{AT_FIRST} answers of this version to you were: it takes your next call, of whatever size, in "
+                f"{pause:.0f} s; ask for less then"
             )
             raise InferplaneError(ErrorReason.ERROR_REASON_MESSAGE_TOO_LARGE, retry_after=pause, detail=detail)
 
