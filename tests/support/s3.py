@@ -1,4 +1,4 @@
-"""A real S3 server, as a child of the tests."""
+"""An S3 server process that real clients speak to, moto's, as a child of the tests."""
 
 import os
 import re

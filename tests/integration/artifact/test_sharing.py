@@ -55,14 +55,14 @@ async def end_of(call: Any) -> str:
     return ""
 
 
-async def unread(artifacts: Artifacts, version: str, count: int) -> list[Any]:
-    """So many downloads, of which only the first piece is read; as many as may have begun."""
+async def unread(artifacts: Artifacts, version: str, count: int) -> tuple[list[Any], "set[asyncio.Task[Any]]"]:
+    """So many downloads, of which only the first piece is read; as many as may have begun. And these pieces."""
     calls = [artifacts.read(version) for _ in range(count)]
-    begun = {asyncio.ensure_future(call.read()) for call in calls}
-    waiting = begun
-    while len(begun) - len(waiting) < min(count, blobs.READERS_EACH):
+    pieces = {asyncio.ensure_future(call.read()) for call in calls}
+    waiting = pieces
+    while len(pieces) - len(waiting) < min(count, blobs.READERS_EACH):
         _, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-    return calls
+    return calls, pieces
 
 
 async def test_downloads_that_one_caller_leaves_unread_hold_up_neither_others_nor_workloads(
@@ -76,9 +76,10 @@ async def test_downloads_that_one_caller_leaves_unread_hold_up_neither_others_no
         another(mesh, await mesh.login("alice")) as alice,
         another(mesh, signer.metadata(ServiceName.ARTIFACT)) as inference,
     ):
-        calls = await unread(careless, version.name, 40)
+        calls, pieces = await unread(careless, version.name, 40)
         for reader in (alice, inference):
             assert await collect(reader.read(version.name)) == DATA
+        assert sum(piece.done() for piece in pieces) == blobs.READERS_EACH
         for call in calls:
             call.cancel()
         assert await collect(alice.read(version.name)) == DATA
@@ -107,7 +108,7 @@ async def impatient(settings: Settings, rate: float) -> AsyncIterator[tuple[Mesh
 async def test_a_download_that_nobody_reads_is_ended_and_gives_up_its_place(settings: Settings) -> None:
     async with impatient(settings, 0) as (mesh, artifacts), another(mesh, artifacts.metadata) as careless:
         version = await artifacts.create_version(await artifacts.push(DATA))
-        calls = await unread(careless, version.name, blobs.READERS_EACH)
+        calls, _ = await unread(careless, version.name, blobs.READERS_EACH)
         # There was no place for it until one of the others was ended.
         assert await collect(artifacts.read(version.name)) == DATA
         assert "STREAM_STALLED" in [await end_of(call) for call in calls]
@@ -145,7 +146,7 @@ async def test_one_caller_has_so_many_downloads_open_and_no_more(
         await artifacts.model()
         version = await artifacts.create_version(await artifacts.push(DATA))
         async with another(mesh, artifacts.metadata) as careless:
-            calls = await unread(careless, version.name, 3)
+            calls, _ = await unread(careless, version.name, 3)
             refused = (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
             assert await reason(artifacts.read(version.name)) == refused
             await mesh.user("alice", admin="*")

@@ -163,6 +163,6 @@ def _of_weight(kept: Kept, growth: int) -> dict[str, int]:
     together = accumulate(sizes[owner] for owner in ascending)
     return {
         owner: sizes[owner]
-        for owner, size in zip(ascending, together, strict=True)
-        if size * DEAREST > growth * NEGLIGIBLE
+        for owner, up_to_it in zip(ascending, together, strict=True)
+        if up_to_it * DEAREST > growth * NEGLIGIBLE
     }
