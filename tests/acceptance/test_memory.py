@@ -2,10 +2,13 @@
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
+import grpc
 import numpy as np
 import psutil
 import pytest
@@ -14,8 +17,10 @@ from tritonclient.grpc import service_pb2
 from inferplane.server.rpc.intake import arrivals
 from inferplane.server.settings import Settings
 from tests.support.http2 import RawConnection, raw_connection
+from tests.support.load import growth_request
 from tests.support.memory import growth
-from tests.support.onnx_models import identity
+from tests.support.mesh import error_info
+from tests.support.onnx_models import growing, identity
 from tests.support.paths import HEALTH, INFER, REFLECTION, STREAM, WHO
 from tests.support.up import Up, running_up
 
@@ -175,3 +180,36 @@ async def test_answers_of_streams_that_nobody_reads_hold_little(own_up: Up, tmp_
         most = {name: grew() for name, grew in grown.items()}
     print(f"{sum(sent)} requests taken; MiB more at most: { {name: grew // MIB for name, grew in most.items()} }")
     assert max(most.values()) < LITTLE, most
+
+
+@pytest.mark.parametrize(("size", "lanes"), [(28_000_000, 128), (60_000_000, 16)], ids=["read", "refused"])
+async def test_answers_that_one_caller_asks_for_fill_little_of_triton(
+    own_up: Up, tmp_path: Path, size: int, lanes: int
+) -> None:
+    """Requests of four bytes, whose answers once filled it with 3 to 12 GiB."""
+    path = tmp_path / "growing.onnx"
+    path.write_bytes(growing().SerializeToString())
+    async with own_up.admin() as plane:
+        await plane.artifact.push("growing", path)
+        await plane.inference.deploy("growing")
+        metadata = [("authorization", f"Bearer {await plane.auth.access_token()}")]
+    own_up.refresh()
+    grown, body, end = growth(own_up.pids["triton"]), growth_request("growing", size), time.monotonic() + SECONDS
+    codes: Counter[str] = Counter()
+    options = [("grpc.max_receive_message_length", -1)]
+    async with grpc.aio.insecure_channel(own_up.endpoints["inference"], options=options) as channel:
+        call: Any = channel.unary_unary(INFER)
+
+        async def ask() -> None:
+            while time.monotonic() < end:
+                try:
+                    await call(body, metadata=metadata, timeout=30)
+                    codes["OK"] += 1
+                except grpc.aio.AioRpcError as error:
+                    codes[error_info(error).reason] += 1
+                    await asyncio.sleep(0.05)
+
+        await asyncio.gather(*(ask() for _ in range(lanes)))
+    print(f"{grown() // MIB} MiB more at most; {dict(codes)}")
+    assert codes["OK" if size < Settings().max_tensor_message_size else "MESSAGE_TOO_LARGE"] > lanes // 2
+    assert grown() < 2048 * MIB

@@ -128,19 +128,19 @@ def test_whose_answers_are_refused_for_their_size_has_one_a_minute_after_the_fir
     known = KnownAnswers("sha256:0")
     for _ in range(AT_FIRST):
         assert refused(known) is None
-        known.was_refused("alice", 64 << 20)
+        known.was_refused("alice", UNKNOWN)
     assert (refused(known), refused(known, "bob")) == (PAUSE, None)
-    assert known.may_be("alice") == 64 << 20
+    assert known.may_be("alice") == UNKNOWN
     clock(PAUSE)
     assert refused(known) is None
     known.came("alice", 1)
     assert refused(known) is None
-    known.was_refused("alice", 64 << 20)
+    known.was_refused("alice", UNKNOWN)
     assert refused(known) == PAUSE
     clock(PAUSE * AT_FIRST)
     for _ in range(AT_FIRST):
         assert refused(known) is None
-        known.was_refused("alice", 64 << 20)
+        known.was_refused("alice", UNKNOWN)
     assert refused(known) == PAUSE
 
 
@@ -160,10 +160,19 @@ def test_of_how_many_deployments_something_is_known_is_bounded(monkeypatch: pyte
         assert len(known._known) <= 10
 
 
+@pytest.mark.parametrize(("size", "pauses"), [(UNKNOWN // 2, 1), (3 * UNKNOWN, 3), (100 * UNKNOWN, AT_FIRST)])
+def test_a_larger_one_counts_for_more(clock: Callable[[float], None], size: int, pauses: int) -> None:
+    known = KnownAnswers("sha256:0")
+    for _ in range(AT_FIRST - 1):
+        known.was_refused("alice", UNKNOWN)
+    known.was_refused("alice", size)
+    assert refused(known) == PAUSE * pauses
+
+
 def test_a_burst_of_answers_that_are_refused_costs_no_more_than_one_of_them(clock: Callable[[float], None]) -> None:
     known = KnownAnswers("sha256:0")
     for _ in range(10 * AT_FIRST):
-        known.was_refused("alice", 64 << 20)
+        known.was_refused("alice", UNKNOWN)
     assert refused(known) == PAUSE
 
 

@@ -23,8 +23,8 @@ UNKNOWN = 32 << 20
 LEAST = 4 << 20
 """Bytes that an answer may have at least, whatever came before."""
 PAUSE = 60.0
-"""Seconds in which a caller may have one more answer that is refused for its size: Triton up to 2.56 keeps the memory
-of each."""
+"""Seconds in which a caller may have one more answer that is refused for its size, of UNKNOWN bytes; of larger ones
+fewer. Triton up to 2.56 keeps the memory of each."""
 AT_FIRST = 10
 """So many of them he may have before that."""
 
@@ -110,7 +110,8 @@ class KnownAnswers:
         """One came of so many bytes, more than are taken."""
         self.came(caller, size)
         had, now = self._of(caller), time.monotonic()
-        had.forgiven_at = min(max(had.forgiven_at, now), now + PAUSE * (AT_FIRST - 1)) + PAUSE
+        weight = min(max(1.0, size / UNKNOWN), AT_FIRST)
+        had.forgiven_at = min(max(had.forgiven_at, now), now + PAUSE * (AT_FIRST - 1)) + PAUSE * weight
 
     def was_given_up(self, caller: str) -> None:
         """He left before one came."""
@@ -125,7 +126,7 @@ class KnownAnswers:
         pause = had.forgiven_at - time.monotonic() - PAUSE * (AT_FIRST - 1)
         if pause > 0:
             detail = (
-                f"{AT_FIRST} answers of this version to you were: it takes your next call, of whatever size, in "
+                f"so were answers of this version to you, again and again: it takes your next call, of any size, in "
                 f"{pause:.0f} s; ask for less then"
             )
             raise InferplaneError(ErrorReason.ERROR_REASON_MESSAGE_TOO_LARGE, retry_after=pause, detail=detail)
