@@ -265,20 +265,7 @@ async def test_an_answer_that_nobody_waits_for_any_more_counts_until_it_is_read(
         assert (turns.inside, turns.waiting) == (0, 0)
 
 
-async def test_a_call_that_nobody_waits_for_may_end_in_a_moment() -> None:
-    held = Held()
-    async with data_plane() as plane:
-        plane.triton.answer = held.answer
-        await failure(plane.infer(infer_request(values=1 << 20), timeout=0.2))
-        await until(lambda: not plane.server.calls.open)
-        held.go.set()
-        known = plane.forwarder._known.of(plane.routes[0])
-        await until(lambda: known.expected("users/alice") >= 4 << 20)
-        assert plane.triton.cancelled == 0
-
-
-async def test_a_call_that_nobody_waits_for_is_ended_after_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(answer_reader, "GRACE", 0.1)
+async def test_a_call_that_nobody_waits_for_is_ended() -> None:
     held = Held()
     async with data_plane() as plane:
         plane.triton.answer = held.answer
@@ -290,12 +277,31 @@ async def test_a_call_that_nobody_waits_for_is_ended_after_a_moment(monkeypatch:
         await until(lambda: plane.triton.cancelled == 2)
 
 
-async def test_an_answer_that_is_refused_for_its_size_counts_as_large_as_it_was() -> None:
+async def test_who_waits_while_the_version_is_replaced_counts_for_what_is_known_of_the_new_one() -> None:
+    held = Held()
+    async with data_plane(window=Window(each=4 * (CALL_COST + 100), answers_each=2 * UNKNOWN)) as plane:
+        await plane.infer()
+        plane.triton.answer, asked = held.answer, len(plane.triton.requests)
+        calls = [asyncio.ensure_future(plane.infer()) for _ in range(8)]
+        await until(partial(has_asked, plane, asked + 4))
+        plane.routes[:] = [Route("m", target(2), ready=True, others=(target(1),))]
+        still = Held()
+        still.version = "2"
+        plane.triton.answer = still.answer
+        held.go.set()
+        await until(lambda: plane.forwarder._under_way._answers.inside == 2 * UNKNOWN)
+        await until(partial(has_asked, plane, asked + 6))
+        still.go.set()
+        await asyncio.gather(*calls)
+        assert counted(plane, "alice") == 0
+
+
+async def test_an_answer_that_is_refused_for_its_size_counts_as_large_as_one_of_which_nothing_is_known() -> None:
     async with data_plane() as plane:
         plane.triton.answer = lambda _request: bytes(LIMIT + 1)
         assert (await failure(plane.infer())).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         known = plane.forwarder._known.of(plane.routes[0])
-        assert (known.expected("users/alice"), known.may_be("users/alice")) == (LIMIT + 1, LIMIT + 1)
+        assert (known.expected("users/alice"), known.may_be("users/alice")) == (UNKNOWN, UNKNOWN)
 
 
 async def test_beyond_what_may_wait_a_call_is_refused_at_once_and_told_when_to_come_back() -> None:
@@ -364,13 +370,11 @@ async def test_calls_that_are_given_up_keep_their_place_until_triton_has_ended_a
         await until(lambda: counted(plane, "alice") == 0)
 
 
-async def test_what_triton_refuses_frees_no_place_of_calls_that_were_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(answer_reader, "GRACE", 0)
+async def test_what_triton_refuses_frees_no_place_of_calls_that_were_given_up() -> None:
     held = Held()
     async with data_plane(window=SMALL) as plane:
         plane.triton.answer = held.answer
         await failure(plane.infer(timeout=0.2))
-        await until(lambda: bool(plane.forwarder._reader._given_up._kept))
         plane.triton.answer = lambda _request: grpc.StatusCode.INVALID_ARGUMENT
         await failure(plane.infer())
         assert counted(plane, "alice") == CALL_COST + len(infer_request().SerializeToString())

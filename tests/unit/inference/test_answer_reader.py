@@ -431,21 +431,6 @@ async def test_what_is_taken_to_be_small_counts_for_nothing_and_the_next_for_wha
     assert reader.idle
 
 
-async def test_who_leaves_before_an_answer_comes_has_no_more_of_them_unasked(reader: Reader) -> None:
-    await reader.know(TINY)
-    reader.triton.go.clear()
-    call = reader.begin(TINY)
-    await settled()
-    call.cancel()
-    await asyncio.gather(call, return_exceptions=True)
-    reader.triton.go.set()
-    before = reader.triton.at_once
-    await reader.read(TINY)
-    assert reader.triton.at_once == before
-    await reader.read(TINY, "bob")
-    assert reader.triton.at_once == before + 1
-
-
 @pytest.mark.parametrize("known", [TINY, LARGER])
 async def test_triton_is_not_asked_what_comes_too_late(reader: Reader, known: bytes) -> None:
     await reader.know(known)

@@ -174,16 +174,3 @@ def test_a_burst_of_answers_that_are_refused_costs_no_more_than_one_of_them(cloc
     for _ in range(10 * AT_FIRST):
         known.was_refused("alice", UNKNOWN)
     assert refused(known) == PAUSE
-
-
-def test_nothing_is_taken_to_be_small_of_who_leaves_before_it_comes(clock: Callable[[float], None]) -> None:
-    known = KnownAnswers("sha256:0")
-    for _ in range(ENOUGH + 1):
-        known.came("alice", 1)
-    known.was_given_up("alice")
-    assert (known.are_small_to("alice"), known.are_small_to("bob")) == (False, True)
-    assert (known.may_be("alice"), known.may_be("bob")) == (UNKNOWN, LEAST)
-    known.came("alice", 1)
-    assert (known.are_small_to("alice"), known.may_be("alice")) == (False, LEAST)
-    clock(REMEMBERED + 1)
-    assert known.are_small_to("alice")

@@ -34,9 +34,6 @@ LEAST_COST = 2 << 20
 RATE = 160 << 20
 """Bytes of large answers in a second, while others are here who have had none: half of what an event loop copies, in
 and out again."""
-GRACE = 1.0
-"""Seconds for which Triton may go on with a call that nobody waits for: of one that is cancelled just when its answer
-is made, Triton up to 2.56 keeps the memory."""
 
 
 class AnswerReader:
@@ -57,7 +54,7 @@ class AnswerReader:
 
     def may_have(self, known: KnownAnswers, caller: str) -> int:
         """What the answer to his next call may have in Triton, in bytes; 0 where it is taken to be small."""
-        return 0 if self._comes_unasked(known, caller) else known.may_be(caller)
+        return 0 if self._comes_unasked(known) else known.may_be(caller)
 
     async def answer(self, body: bytes, known: KnownAnswers, place: Place, deadline: float) -> bytes:
         """The answer to a ModelInferRequest, by `deadline`, one of `time.monotonic`. What has begun to come is read in
@@ -71,15 +68,15 @@ class AnswerReader:
             raise InferplaneError(ErrorReason.ERROR_REASON_DEADLINE_EXCEEDED)
         if not known.expected(place.caller):
             self._with_small.came(place.caller)
-        if self._comes_unasked(known, place.caller):
+        if self._comes_unasked(known):
             data = await self._as_it_comes(body, known, place, timeout)
         else:
             data = await self._in_turn(body, known, place, deadline)
         self._given_up.let_go(known)
         return data
 
-    def _comes_unasked(self, known: KnownAnswers, caller: str) -> bool:
-        return self._unasked < UNASKED and known.are_small_to(caller)
+    def _comes_unasked(self, known: KnownAnswers) -> bool:
+        return known.are_small and self._unasked < UNASKED
 
     async def _as_it_comes(self, body: bytes, known: KnownAnswers, place: Place, timeout: float) -> bytes:
         self._unasked += 1
@@ -95,24 +92,22 @@ class AnswerReader:
         return data
 
     async def _in_turn(self, body: bytes, known: KnownAnswers, place: Place, deadline: float) -> bytes:
-        asking = start_task(self._begin(body, self._metadata, deadline - time.monotonic() + GRACE))
-        reading = start_task(self._read_in_turn(asking, known, place))
+        try:
+            begun = await self._begin(body, self._metadata, deadline - time.monotonic())
+        except BaseException as error:
+            self._failed(error, known, place)
+            raise
+        reading = start_task(self._read_in_turn(begun, known, place))
         try:
             return await in_time(asyncio.shield(reading), deadline)
         except BaseException:
             if not reading.done():
                 place.make_room()
-                asyncio.get_running_loop().call_later(GRACE, asking.cancel)
                 # What fails now nobody is told.
                 reading.add_done_callback(lambda done: done.cancelled() or done.exception())
             raise
 
-    async def _read_in_turn(self, asking: "asyncio.Task[Begun]", known: KnownAnswers, place: Place) -> bytes:
-        try:
-            begun = await asking
-        except BaseException as error:
-            self._failed(error, known, place)
-            raise
+    async def _read_in_turn(self, begun: Begun, known: KnownAnswers, place: Place) -> bytes:
         try:
             data = await (begun.read() if begun.has_failed else self._read(begun, known, place.caller))
         except Exception as error:
@@ -137,7 +132,6 @@ class AnswerReader:
         """Before its answer began to be read."""
         self._learn(error, known, place.caller)
         if was_given_up(error):
-            known.was_given_up(place.caller)
             self._given_up.keep(known, place)
         else:
             place.leave()

@@ -18,10 +18,10 @@ from inferplane.server.inference.dataplane.answer import Answer, Output
 from inferplane.server.inference.dataplane.answer_reader import AnswerReader
 from inferplane.server.inference.dataplane.attempt import Attempt
 from inferplane.server.inference.dataplane.in_time import in_time
-from inferplane.server.inference.dataplane.known_answers import AllKnownAnswers
+from inferplane.server.inference.dataplane.known_answers import AllKnownAnswers, KnownAnswers
 from inferplane.server.inference.dataplane.outcome import Outcomes
 from inferplane.server.inference.dataplane.routing import Admitted, Router, label_output
-from inferplane.server.inference.dataplane.under_way import UnderWay, Window
+from inferplane.server.inference.dataplane.under_way import Place, UnderWay, Window
 from inferplane.server.inference.dataplane.unread import UnreadAnswers
 from inferplane.server.inference.records.labels import MAX_KEPT, LabelSource, label_source
 from inferplane.server.inference.triton_link import TritonLink, from_triton
@@ -124,27 +124,40 @@ class Forwarder:
         self, attempt: Attempt, principal: Principal, body: bytes, deadline: float
     ) -> tuple[Admitted, Route, bytes]:
         """What was known of the request when Triton was asked, and its answer."""
+        admitted, route, known, place = await self._enter(attempt, principal, body, deadline)
+        try:
+            return admitted, route, await self._reader.answer(body, known, place, deadline)
+        except grpc.aio.AioRpcError as error:
+            raise from_triton(error) from error
+
+    async def _enter(
+        self, attempt: Attempt, principal: Principal, body: bytes, deadline: float
+    ) -> tuple[Admitted, Route, KnownAnswers, Place]:
+        """What is known of the request, and its place among those that are under way."""
+        caller = principal.subject
         admitted, route = self._router.admit(attempt, principal, body)
-        self._unread.check(principal.subject)
-        caller, known = principal.subject, self._known.of(route)
+        self._unread.check(caller)
+        known = self._known.of(route)
         known.check(caller)
-        place = self._under_way.try_enter(caller, len(body), known.digest, self._reader.may_have(known, caller))
-        if place is None:
+        while True:
+            place = self._under_way.try_enter(caller, len(body), known.digest, self._reader.may_have(known, caller))
+            if place is not None:
+                return admitted, route, known, place
             answer = partial(self._reader.may_have, known, caller)
             place = await in_time(self._under_way.enter(caller, len(body), known.digest, answer), deadline)
             try:
                 # Its session may have ended; its grants, and the version that is served, may be others by now.
                 self._router.confirm(principal)
                 admitted, route = self._router.admit(attempt, principal, body)
-                known = self._known.of(route)
+                before, known = known, self._known.of(route)
                 known.check(caller)
             except BaseException:
                 place.leave()
                 raise
-        try:
-            return admitted, route, await self._reader.answer(body, known, place, deadline)
-        except grpc.aio.AioRpcError as error:
-            raise from_triton(error) from error
+            if known is before:
+                return admitted, route, known, place
+            # What the answer may be was that of another version.
+            place.leave()
 
 
 async def _labels_of(answer: Answer, output: Output) -> LabelSource:

@@ -40,10 +40,6 @@ class _Had:
     most_before: int = 0
     """The largest in REMEMBERED before that."""
     since: float = 0.0
-    is_unknown: bool = False
-    """Whether none has come since he left a call."""
-    gave_up_at: float = float("-inf")
-    """When he left a call before its answer came, so that nothing was learned of it."""
     forgiven_at: float = float("-inf")
     """When none of those that were refused counts any more."""
 
@@ -72,13 +68,6 @@ class KnownAnswers:
         """Whether enough have come, and none of them was large."""
         return self._count >= ENOUGH and self._were_small
 
-    def are_small_to(self, caller: str) -> bool:
-        """Whether his next one is taken to be small: so are all, and he has not left before one came of late."""
-        if not self.are_small:
-            return False
-        had = self._had.get(caller)
-        return had is None or time.monotonic() - had.gave_up_at > REMEMBERED
-
     def expected(self, caller: str) -> int:
         """How large his next one is likely to be, in bytes, where the last were large; else 0."""
         had = self._had.get(caller)
@@ -86,20 +75,19 @@ class KnownAnswers:
 
     def may_be(self, caller: str) -> int:
         """How large his next one may be, in bytes, if he makes it so."""
+        if self.are_small:
+            return LEAST
         had = self._had.get(caller)
-        if had is None:
-            return LEAST if self.are_small else UNKNOWN
-        return max(LEAST, UNKNOWN if had.is_unknown else had.largest(time.monotonic()))
+        return UNKNOWN if had is None else max(LEAST, had.largest(time.monotonic()))
 
     def came(self, caller: str, size: int) -> None:
         """One did, of so many bytes."""
         self._count += 1
         if size > LARGE:
             self._were_small = False
-        elif self._were_small and self._count > ENOUGH and caller not in self._had:
+        elif self._were_small and self._count > ENOUGH:
             return
         had = self._of(caller)
-        had.is_unknown = False
         had.expected = max(size, had.expected // 4)
         if had.expected <= LARGE:
             had.expected = 0
@@ -107,16 +95,11 @@ class KnownAnswers:
         had.most = max(had.most, size)
 
     def was_refused(self, caller: str, size: int) -> None:
-        """One came of so many bytes, more than are taken."""
-        self.came(caller, size)
+        """One came of so many bytes, more than are taken: the next that is taken is no larger than usual."""
+        self.came(caller, min(size, UNKNOWN))
         had, now = self._of(caller), time.monotonic()
         weight = min(max(1.0, size / UNKNOWN), AT_FIRST)
         had.forgiven_at = min(max(had.forgiven_at, now), now + PAUSE * (AT_FIRST - 1)) + PAUSE * weight
-
-    def was_given_up(self, caller: str) -> None:
-        """He left before one came."""
-        had = self._of(caller)
-        had.is_unknown, had.gave_up_at = True, time.monotonic()
 
     def check(self, caller: str) -> None:
         """Raises MESSAGE_TOO_LARGE where he has had too many that were refused for their size."""

@@ -27,7 +27,7 @@ class Window(NamedTuple):
     answers: int = 4 << 30
     answers_of_version: int = 2 << 30
     answers_each: int = 256 << 20
-    answers_each_beside: int = 64 << 20
+    answers_each_beside: int = 128 << 20
 
 
 class Place:
