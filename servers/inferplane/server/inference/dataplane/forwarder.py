@@ -154,7 +154,7 @@ class Forwarder:
             except BaseException:
                 place.leave()
                 raise
-            if known is before:
+            if known.digest == before.digest:
                 return admitted, route, known, place
             # What the answer may be was that of another version.
             place.leave()
