@@ -182,22 +182,32 @@ async def test_answers_of_streams_that_nobody_reads_hold_little(own_up: Up, tmp_
     assert max(most.values()) < LITTLE, most
 
 
+@pytest.fixture(scope="module")
+def growing_up() -> Iterator[Up]:
+    """A mesh with a model that answers as much as it is asked for."""
+    with TemporaryDirectory(prefix="inferplane-") as directory, running_up(Path(directory)) as up:
+        path = Path(directory) / "growing.onnx"
+        path.write_bytes(growing().SerializeToString())
+
+        async def deploy() -> None:
+            async with up.admin() as plane:
+                await plane.artifact.push("growing", path)
+                await plane.inference.deploy("growing")
+
+        asyncio.run(deploy())
+        yield up
+
+
 @pytest.mark.parametrize(("size", "lanes"), [(28_000_000, 128), (60_000_000, 16)], ids=["read", "refused"])
-async def test_answers_that_one_caller_asks_for_fill_little_of_triton(
-    own_up: Up, tmp_path: Path, size: int, lanes: int
-) -> None:
+async def test_answers_that_one_caller_asks_for_fill_little_of_triton(growing_up: Up, size: int, lanes: int) -> None:
     """Requests of four bytes, whose answers once filled it with 3 to 12 GiB."""
-    path = tmp_path / "growing.onnx"
-    path.write_bytes(growing().SerializeToString())
-    async with own_up.admin() as plane:
-        await plane.artifact.push("growing", path)
-        await plane.inference.deploy("growing")
+    async with growing_up.admin() as plane:
         metadata = [("authorization", f"Bearer {await plane.auth.access_token()}")]
-    own_up.refresh()
-    grown, body, end = growth(own_up.pids["triton"]), growth_request("growing", size), time.monotonic() + SECONDS
+    growing_up.refresh()
+    grown, body, end = growth(growing_up.pids["triton"]), growth_request("growing", size), time.monotonic() + SECONDS
     codes: Counter[str] = Counter()
     options = [("grpc.max_receive_message_length", -1)]
-    async with grpc.aio.insecure_channel(own_up.endpoints["inference"], options=options) as channel:
+    async with grpc.aio.insecure_channel(growing_up.endpoints["inference"], options=options) as channel:
         call: Any = channel.unary_unary(INFER)
 
         async def ask() -> None:
