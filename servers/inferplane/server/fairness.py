@@ -9,7 +9,7 @@ from itertools import count
 
 from inferplane.server.errors import InferplaneError
 
-__all__ = ["BESIDE_FOR", "UNBOUNDED", "FairGate", "Presence"]
+__all__ = ["BESIDE_FOR", "FairGate", "Presence"]
 
 BESIDE_FOR = 1.0
 """Seconds after its last work came for which a caller counts as being here."""

@@ -11,13 +11,13 @@ from google.rpc import error_details_pb2
 
 from inferplane.server.access.snapshot import GrantRow, Route
 from inferplane.server.inference.dataplane import answer_reader, given_up
-from inferplane.server.inference.dataplane.known_answers import AT_FIRST, LEAST, UNKNOWN
+from inferplane.server.inference.dataplane.known_answers import AT_FIRST, UNIT, UNKNOWN
 from inferplane.server.inference.dataplane.under_way import CALL_COST, Window
 from tests.support.mesh import detail, error_info, failure, until
 from tests.support.stand import LIMIT, data_plane, echo, infer_request, target
 
 TOO_OFTEN = AT_FIRST // 2
-"""Answers of a little more than LIMIT, which is twice UNKNOWN."""
+"""Answers of a little more than LIMIT, which is twice UNIT."""
 SMALL = Window(capacity=8 * CALL_COST, each=4 * (CALL_COST + 100), waiting=40 * CALL_COST, waiting_each=20 * CALL_COST)
 
 
@@ -84,7 +84,7 @@ async def test_a_call_counts_for_what_its_answer_may_be_until_that_is_read() -> 
     large, held = 16 << 20, Held()
     async with data_plane() as plane:
         answers = plane.forwarder._under_way._answers
-        for values, counts in ((large // 4, UNKNOWN), (1, large), (1, large)):
+        for values, counts in ((large // 4 + 1, UNKNOWN), (1, large), (1, large)):
             plane.triton.answer, asked = held.answer, len(plane.triton.requests)
             call = asyncio.ensure_future(plane.infer(infer_request(values=values)))
             await until(partial(has_asked, plane, asked + 1))
@@ -95,18 +95,36 @@ async def test_a_call_counts_for_what_its_answer_may_be_until_that_is_read() -> 
             held.go.clear()
 
 
-@pytest.mark.parametrize(("known", "at_once"), [(True, 16), (False, 2)])
-async def test_of_what_answers_may_be_so_many_bytes_are_a_callers(known: bool, at_once: int) -> None:
+async def test_who_has_had_little_is_held_back_by_nobodys_large_answers() -> None:
     held = Held()
-    async with data_plane(window=Window(answers_each=2 * UNKNOWN)) as plane:
-        if known:
-            await plane.infer()
-        plane.triton.answer, asked = held.answer, len(plane.triton.requests)
-        calls = [asyncio.ensure_future(plane.infer()) for _ in range(20)]
+    async with data_plane(window=Window(answers=UNKNOWN)) as plane:
+        await plane.infer(user="bob")
+        plane.triton.answer = held.answer
+        plane.forwarder._known.of(plane.routes[0]).came("users/alice", 2 * UNKNOWN)
+        calls = [asyncio.ensure_future(plane.infer()) for _ in range(5)]
         await until(lambda: plane.forwarder._under_way._answers.waiting > 0)
-        await until(partial(has_asked, plane, asked + at_once))
-        await until(lambda: plane.forwarder._under_way._requests.inside > 20 * CALL_COST)
-        assert len(plane.triton.requests) == asked + at_once
+        plane.triton.answer = echo
+        await plane.infer(user="bob", timeout=2)
+        held.go.set()
+        await asyncio.gather(*calls)
+
+
+@pytest.mark.parametrize(
+    ("window", "at_once"),
+    [
+        (Window(answers_each=2 * UNKNOWN), 2),
+        (Window(answers=3 * UNKNOWN), 3),
+    ],
+)
+async def test_of_what_answers_may_be_so_many_bytes_are_a_callers_and_everybodys(window: Window, at_once: int) -> None:
+    held = Held()
+    async with data_plane(window=window) as plane:
+        plane.triton.answer = held.answer
+        calls = [asyncio.ensure_future(plane.infer()) for _ in range(8)]
+        await until(lambda: plane.forwarder._under_way._answers.waiting > 0)
+        await until(partial(has_asked, plane, at_once))
+        await until(lambda: plane.forwarder._under_way._requests.inside > 8 * CALL_COST)
+        assert len(plane.triton.requests) == at_once
         held.go.set()
         await asyncio.gather(*calls)
         assert plane.forwarder._under_way._answers.inside == 0
@@ -114,9 +132,9 @@ async def test_of_what_answers_may_be_so_many_bytes_are_a_callers(known: bool, a
 
 async def test_beside_others_they_are_fewer() -> None:
     held = Held()
-    window = Window(answers_each=1 << 40, answers_each_beside=2 * LEAST)
+    window = Window(answers_each=1 << 40, answers_each_beside=2 * UNKNOWN)
     async with data_plane(window=window) as plane:
-        await plane.infer()
+        plane.forwarder._known.of(plane.routes[0]).came("users/carol", 1 << 20)
         await plane.infer(user="bob")
         plane.triton.answer, asked = held.answer, len(plane.triton.requests)
         calls = [asyncio.ensure_future(plane.infer()) for _ in range(10)]
@@ -124,38 +142,6 @@ async def test_beside_others_they_are_fewer() -> None:
         await until(partial(has_asked, plane, asked + 2))
         held.go.set()
         await asyncio.gather(*calls)
-
-
-@pytest.mark.parametrize(("of_version", "in_all", "at_once"), [(3, 4, 3), (4, 3, 3)])
-async def test_so_many_bytes_are_a_versions_and_everybodys(of_version: int, in_all: int, at_once: int) -> None:
-    held = Held()
-    window = Window(answers=in_all * UNKNOWN, answers_of_version=of_version * UNKNOWN)
-    async with data_plane(window=window) as plane:
-        plane.triton.answer = held.answer
-        calls = [asyncio.ensure_future(plane.infer(user=name)) for name in users(plane, 10)]
-        await until(lambda: plane.forwarder._under_way._answers_of_versions.waiting > 0)
-        await until(partial(has_asked, plane, at_once))
-        await until(lambda: plane.forwarder._under_way._requests.inside > 10 * CALL_COST)
-        assert len(plane.triton.requests) == at_once
-        held.go.set()
-        await asyncio.gather(*calls)
-        assert plane.forwarder._under_way._answers_of_versions.inside == 0
-
-
-async def test_many_on_one_slow_version_leave_room_for_another() -> None:
-    held = Held()
-    routes = [Route("m", target(1), ready=True), Route("other", target(2), ready=True)]
-    async with data_plane(routes, window=Window(answers=2 * UNKNOWN, answers_of_version=UNKNOWN)) as plane:
-        plane.triton.answer = held.answer
-        slow = [asyncio.ensure_future(plane.infer(user=name)) for name in users(plane, 10)]
-        await until(lambda: plane.forwarder._under_way._answers_of_versions.waiting > 0)
-        plane.triton.answer = partial(echo, version="2")
-        body = infer_request()
-        body.model_name = "other"
-        await plane.infer(body, user="bob", timeout=2)
-        plane.triton.answer = echo
-        held.go.set()
-        await asyncio.gather(*slow)
 
 
 async def test_who_waits_counts_for_what_is_known_by_then() -> None:
@@ -173,18 +159,28 @@ async def test_who_waits_counts_for_what_is_known_by_then() -> None:
         await asyncio.gather(*calls)
 
 
-@pytest.mark.parametrize("gate", ["_answers", "_answers_of_versions"])
-async def test_who_leaves_while_waiting_for_room_for_answers_counts_for_nothing(gate: str) -> None:
+async def test_after_a_stall_the_next_calls_are_let_in() -> None:
+    """Those that were given up have no answer in Triton, and hold no room for one."""
     held = Held()
-    window = Window(answers_each=UNKNOWN) if gate == "_answers" else Window(answers=UNKNOWN)
-    async with data_plane(window=window) as plane:
+    async with data_plane(window=Window(answers_each=2 * UNKNOWN)) as plane:
+        plane.triton.answer = held.answer
+        await asyncio.gather(*(failure(plane.infer(timeout=0.2)) for _ in range(10)))
+        await until(lambda: plane.forwarder._under_way._answers.inside == 0)
+        plane.triton.answer = echo
+        await asyncio.gather(*(plane.infer(timeout=1) for _ in range(10)))
+        held.go.set()
+
+
+async def test_who_leaves_while_waiting_for_room_for_answers_counts_for_nothing() -> None:
+    held = Held()
+    async with data_plane(window=Window(answers_each=UNKNOWN)) as plane:
         plane.triton.answer = held.answer
         call = asyncio.ensure_future(plane.infer())
         await until(partial(has_asked, plane, 1))
         waiting = asyncio.ensure_future(plane.infer())
-        await until(lambda: getattr(plane.forwarder._under_way, gate).waiting > 0)
+        await until(lambda: plane.forwarder._under_way._answers.waiting > 0)
         waiting.cancel()
-        await until(lambda: getattr(plane.forwarder._under_way, gate).waiting == 0)
+        await until(lambda: plane.forwarder._under_way._answers.waiting == 0)
         held.go.set()
         await call
         assert counted(plane, "alice") == 0
@@ -236,7 +232,7 @@ async def test_who_waited_while_his_answers_were_too_large_too_often_is_refused(
 async def test_an_answer_that_is_too_large_counts_also_where_nobody_waits_for_it(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    async with data_plane(window=Window(answers_each=AT_FIRST * UNKNOWN)) as plane:
+    async with data_plane(window=Window(answers_each=AT_FIRST * LIMIT)) as plane:
         turns = plane.forwarder._reader._others
         assert turns.try_enter("users/alice", answer_reader.OTHERS_EACH)
         plane.triton.answer = lambda _request: bytes(LIMIT + 1)
@@ -296,12 +292,12 @@ async def test_who_waits_while_the_version_is_replaced_counts_for_what_is_known_
         assert counted(plane, "alice") == 0
 
 
-async def test_an_answer_that_is_refused_for_its_size_counts_as_large_as_one_of_which_nothing_is_known() -> None:
+async def test_an_answer_that_is_refused_for_its_size_counts_as_large_as_one_that_is_taken() -> None:
     async with data_plane() as plane:
         plane.triton.answer = lambda _request: bytes(LIMIT + 1)
         assert (await failure(plane.infer())).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         known = plane.forwarder._known.of(plane.routes[0])
-        assert (known.expected("users/alice"), known.may_be("users/alice")) == (UNKNOWN, UNKNOWN)
+        assert (known.expected("users/alice"), known.may_be("users/alice")) == (UNIT, UNIT)
 
 
 async def test_beyond_what_may_wait_a_call_is_refused_at_once_and_told_when_to_come_back() -> None:

@@ -12,7 +12,7 @@ from inferplane.server.errors import InferplaneError
 from inferplane.server.fairness import Presence
 from inferplane.server.inference.dataplane import answer_reader
 from inferplane.server.inference.dataplane.answer_reader import UNASKED, AnswerReader
-from inferplane.server.inference.dataplane.known_answers import ENOUGH, LARGE, LEAST, AllKnownAnswers, KnownAnswers
+from inferplane.server.inference.dataplane.known_answers import ENOUGH, LARGE, AllKnownAnswers, KnownAnswers
 from inferplane.server.inference.dataplane.under_way import Place, UnderWay, Window
 from tests.support.mesh import until
 from tests.support.stand import target
@@ -133,7 +133,7 @@ class Reader(AnswerReader):
         )
 
     def place(self, caller: str, known: KnownAnswers) -> Place:
-        place = self.under_way.try_enter(caller, 0, known.digest, self.may_have(known, caller))
+        place = self.under_way.try_enter(caller, 0, known.may_be(caller))
         assert place is not None
         return place
 
@@ -415,20 +415,6 @@ async def test_of_callers_without_large_answers_so_many_are_read_at_once(reader:
     assert len(reader.triton.reading) == answer_reader.OTHERS_TOGETHER
     reader.triton.go.set()
     await asyncio.gather(*calls)
-
-
-async def test_what_is_taken_to_be_small_counts_for_nothing_and_the_next_for_what_it_may_be(reader: Reader) -> None:
-    await reader.know(TINY)
-    reader.triton.go.clear()
-    calls = [reader.begin(TINY) for _ in range(UNASKED)]
-    await settled()
-    assert reader.under_way._answers.inside == 0
-    calls += [reader.begin(TINY) for _ in range(2)]
-    await settled()
-    assert reader.under_way._answers.inside == 2 * LEAST
-    reader.triton.go.set()
-    await asyncio.gather(*calls)
-    assert reader.idle
 
 
 @pytest.mark.parametrize("known", [TINY, LARGER])

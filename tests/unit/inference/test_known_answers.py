@@ -12,9 +12,10 @@ from inferplane.server.inference.dataplane.known_answers import (
     AT_FIRST,
     ENOUGH,
     LARGE,
-    LEAST,
+    LITTLE,
     PAUSE,
     REMEMBERED,
+    UNIT,
     UNKNOWN,
     AllKnownAnswers,
     KnownAnswers,
@@ -73,12 +74,18 @@ def test_of_how_many_callers_something_is_known_is_bounded(monkeypatch: pytest.M
 def test_an_answer_may_be_as_large_as_the_largest_that_came_to_its_caller(clock: Callable[[float], None]) -> None:
     known = KnownAnswers("sha256:0")
     assert known.may_be("alice") == UNKNOWN
-    known.came("alice", 2 * LEAST)
+    known.came("alice", 2 * LITTLE)
     for _ in range(20):
         known.came("alice", 1)
-    assert (known.may_be("alice"), known.expected("alice"), known.may_be("bob")) == (2 * LEAST, 0, UNKNOWN)
-    known.came("bob", 1)
-    assert known.may_be("bob") == LEAST
+    assert (known.may_be("alice"), known.expected("alice"), known.may_be("bob")) == (2 * LITTLE, 0, UNKNOWN)
+    known.came("bob", LITTLE)
+    assert known.may_be("bob") == 0
+
+
+def test_where_the_first_was_small_nobodys_next_counts() -> None:
+    known = KnownAnswers("sha256:0")
+    known.came("alice", 1)
+    assert (known.may_be("alice"), known.may_be("bob")) == (0, 0)
 
 
 @pytest.mark.parametrize("step", [1.0, REMEMBERED / 3, REMEMBERED - 1])
@@ -89,8 +96,8 @@ def test_the_largest_is_remembered_for_a_while_however_many_come_after_it(
     for _ in range(3):
         known.came("alice", 1)
         clock(REMEMBERED / 3)
-    known.came("alice", 2 * LEAST)
-    while known.may_be("alice") > LEAST:
+    known.came("alice", 2 * LITTLE)
+    while known.may_be("alice") > 0:
         clock(step)
         passed += step
         known.came("alice", 1)
@@ -99,18 +106,9 @@ def test_the_largest_is_remembered_for_a_while_however_many_come_after_it(
 
 def test_the_largest_is_forgotten_where_nothing_came_for_long(clock: Callable[[float], None]) -> None:
     known = KnownAnswers("sha256:0")
-    known.came("alice", 2 * LEAST)
+    known.came("alice", 2 * LITTLE)
     clock(2 * REMEMBERED)
-    assert known.may_be("alice") == LEAST
-
-
-def test_where_all_answers_are_small_the_next_may_be_the_least() -> None:
-    known = KnownAnswers("sha256:0")
-    for _ in range(ENOUGH):
-        known.came("alice", 1)
-    assert (known.may_be("alice"), known.may_be("bob")) == (LEAST, LEAST)
-    known.came("alice", LARGE + 1)
-    assert (known.may_be("alice"), known.may_be("bob")) == (LEAST, UNKNOWN)
+    assert known.may_be("alice") == 0
 
 
 def refused(known: KnownAnswers, caller: str = "alice") -> float | None:
@@ -128,19 +126,19 @@ def test_whose_answers_are_refused_for_their_size_has_one_a_minute_after_the_fir
     known = KnownAnswers("sha256:0")
     for _ in range(AT_FIRST):
         assert refused(known) is None
-        known.was_refused("alice", UNKNOWN)
+        known.was_refused("alice", UNIT)
     assert (refused(known), refused(known, "bob")) == (PAUSE, None)
-    assert known.may_be("alice") == UNKNOWN
+    assert known.may_be("alice") == UNIT
     clock(PAUSE)
     assert refused(known) is None
     known.came("alice", 1)
     assert refused(known) is None
-    known.was_refused("alice", UNKNOWN)
+    known.was_refused("alice", UNIT)
     assert refused(known) == PAUSE
     clock(PAUSE * AT_FIRST)
     for _ in range(AT_FIRST):
         assert refused(known) is None
-        known.was_refused("alice", UNKNOWN)
+        known.was_refused("alice", UNIT)
     assert refused(known) == PAUSE
 
 
@@ -160,11 +158,11 @@ def test_of_how_many_deployments_something_is_known_is_bounded(monkeypatch: pyte
         assert len(known._known) <= 10
 
 
-@pytest.mark.parametrize(("size", "pauses"), [(UNKNOWN // 2, 1), (3 * UNKNOWN, 3), (100 * UNKNOWN, AT_FIRST)])
+@pytest.mark.parametrize(("size", "pauses"), [(UNIT // 2, 1), (3 * UNIT, 3), (100 * UNIT, AT_FIRST // 2)])
 def test_a_larger_one_counts_for_more(clock: Callable[[float], None], size: int, pauses: int) -> None:
     known = KnownAnswers("sha256:0")
     for _ in range(AT_FIRST - 1):
-        known.was_refused("alice", UNKNOWN)
+        known.was_refused("alice", UNIT)
     known.was_refused("alice", size)
     assert refused(known) == PAUSE * pauses
 
@@ -172,5 +170,13 @@ def test_a_larger_one_counts_for_more(clock: Callable[[float], None], size: int,
 def test_a_burst_of_answers_that_are_refused_costs_no_more_than_one_of_them(clock: Callable[[float], None]) -> None:
     known = KnownAnswers("sha256:0")
     for _ in range(10 * AT_FIRST):
-        known.was_refused("alice", UNKNOWN)
+        known.was_refused("alice", UNIT)
     assert refused(known) == PAUSE
+
+
+def test_one_alone_is_forgiven_however_large_it_was(clock: Callable[[float], None]) -> None:
+    known = KnownAnswers("sha256:0")
+    known.was_refused("alice", 1 << 31)
+    assert refused(known) is None
+    known.was_refused("alice", 1 << 31)
+    assert refused(known)

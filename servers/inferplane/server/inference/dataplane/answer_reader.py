@@ -52,10 +52,6 @@ class AnswerReader:
         self._with_small = Presence()
         self._paced_until = float("-inf")
 
-    def may_have(self, known: KnownAnswers, caller: str) -> int:
-        """What the answer to his next call may have in Triton, in bytes; 0 where it is taken to be small."""
-        return 0 if self._comes_unasked(known) else known.may_be(caller)
-
     async def answer(self, body: bytes, known: KnownAnswers, place: Place, deadline: float) -> bytes:
         """The answer to a ModelInferRequest, by `deadline`, one of `time.monotonic`. What has begun to come is read in
         its turn, also where nobody waits for it any more. `place` is left when Triton has nothing of the call.
@@ -156,7 +152,8 @@ class AnswerReader:
         if size > LARGE and self._with_small.others(caller):
             # However many are read side by side, others have the event loop for half of the time.
             self._paced_until = max(self._paced_until, began) + size / RATE
-            asyncio.get_running_loop().call_at(self._paced_until, gate.leave, caller, cost)
+            paced = self._paced_until if gate is self._large else began
+            asyncio.get_running_loop().call_at(paced, gate.leave, caller, cost)
         elif 0 < size <= LARGE and gate is self._large:
             gate.hand_on(caller, cost)
         else:

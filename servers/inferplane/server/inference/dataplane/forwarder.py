@@ -140,11 +140,11 @@ class Forwarder:
         known = self._known.of(route)
         known.check(caller)
         while True:
-            place = self._under_way.try_enter(caller, len(body), known.digest, self._reader.may_have(known, caller))
+            place = self._under_way.try_enter(caller, len(body), known.may_be(caller))
             if place is not None:
                 return admitted, route, known, place
-            answer = partial(self._reader.may_have, known, caller)
-            place = await in_time(self._under_way.enter(caller, len(body), known.digest, answer), deadline)
+            answer = partial(known.may_be, caller)
+            place = await in_time(self._under_way.enter(caller, len(body), answer), deadline)
             try:
                 # Its session may have ended; its grants, and the version that is served, may be others by now.
                 self._router.confirm(principal)

@@ -22,6 +22,7 @@ class GivenUpCalls:
 
     def keep(self, version: KnownAnswers, place: Place) -> None:
         """A call was given up: its place is free for others, and counts against its caller for a while."""
+        place.has_no_answer()
         place.make_room()
         self._kept.setdefault(version, set()).add(place)
         asyncio.get_running_loop().call_later(KEPT, self._settle, version, place)

@@ -8,7 +8,7 @@ from inferplane.common.v1.errors_pb2 import ErrorReason
 from inferplane.server.access.snapshot import Route
 from inferplane.server.errors import InferplaneError
 
-__all__ = ["LARGE", "LEAST", "AllKnownAnswers", "KnownAnswers"]
+__all__ = ["LARGE", "AllKnownAnswers", "KnownAnswers"]
 
 LARGE = 256 << 10
 """Bytes of an answer; those above are read in turn."""
@@ -18,13 +18,14 @@ MOST_DEPLOYMENTS = MOST_CALLERS = 4096
 """About which something is known; of more, all are learned anew."""
 REMEMBERED = 600.0
 """Seconds, and up to twice as many, for which as much may come again as came once."""
-UNKNOWN = 32 << 20
-"""Bytes that an answer may have to a caller of whom nothing is known."""
-LEAST = 4 << 20
-"""Bytes that an answer may have at least, whatever came before."""
+UNKNOWN = 16 << 20
+"""Bytes that an answer may have to a caller of whom nothing is known, where the version has had none, or large ones."""
+LITTLE = 4 << 20
+"""Bytes of answers of which many may be in Triton at once."""
+UNIT = 32 << 20
 PAUSE = 60.0
-"""Seconds in which a caller may have one more answer that is refused for its size, of UNKNOWN bytes; of larger ones
-fewer. Triton up to 2.56 keeps the memory of each."""
+"""Seconds in which a caller may have one more answer that is refused for its size, of UNIT bytes; of larger ones fewer.
+Triton up to 2.56 keeps the memory of each."""
 AT_FIRST = 10
 """So many of them he may have before that."""
 
@@ -74,11 +75,12 @@ class KnownAnswers:
         return had.expected if had is not None else 0
 
     def may_be(self, caller: str) -> int:
-        """How large his next one may be, in bytes, if he makes it so."""
-        if self.are_small:
-            return LEAST
+        """How large his next one may be, in bytes; 0 where by all that is known it is little."""
         had = self._had.get(caller)
-        return UNKNOWN if had is None else max(LEAST, had.largest(time.monotonic()))
+        if had is None:
+            return 0 if self._count and self._were_small else UNKNOWN
+        largest = had.largest(time.monotonic())
+        return largest if largest > LITTLE else 0
 
     def came(self, caller: str, size: int) -> None:
         """One did, of so many bytes."""
@@ -96,9 +98,9 @@ class KnownAnswers:
 
     def was_refused(self, caller: str, size: int) -> None:
         """One came of so many bytes, more than are taken: the next that is taken is no larger than usual."""
-        self.came(caller, min(size, UNKNOWN))
+        self.came(caller, min(size, UNIT))
         had, now = self._of(caller), time.monotonic()
-        weight = min(max(1.0, size / UNKNOWN), AT_FIRST)
+        weight = min(max(1.0, size / UNIT), AT_FIRST / 2)
         had.forgiven_at = min(max(had.forgiven_at, now), now + PAUSE * (AT_FIRST - 1)) + PAUSE * weight
 
     def check(self, caller: str) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from inferplane.server.fairness import UNBOUNDED, FairGate, Presence
+from inferplane.server.fairness import FairGate, Presence
 
 __all__ = ["CALL_COST", "Place", "UnderWay", "Window"]
 
@@ -25,41 +25,42 @@ class Window(NamedTuple):
     waiting: int = 512 << 20
     waiting_each: int = 128 << 20
     answers: int = 4 << 30
-    answers_of_version: int = 2 << 30
     answers_each: int = 256 << 20
     answers_each_beside: int = 128 << 20
 
 
 class Place:
-    """What a call counts for, in each gate that it has passed."""
+    """What a call counts for: its request, and what the answer may be."""
 
-    __slots__ = ("_costs", "_has_room", "caller")
+    __slots__ = ("_answer", "_answers", "_has_room", "_request", "_requests", "caller")
 
-    def __init__(self, caller: str, gate: FairGate, cost: int) -> None:
+    def __init__(self, caller: str, requests: FairGate, request: int, answers: FairGate, answer: int) -> None:
         self.caller = caller
-        self._costs = [(gate, caller, cost)]
+        self._requests, self._request = requests, request
+        self._answers, self._answer = answers, answer
         self._has_room = False
-
-    def take(self, gate: FairGate, who: str, cost: int) -> None:
-        """One more gate let it in."""
-        self._costs.append((gate, who, cost))
 
     def make_room(self) -> None:
         """Others may come in, while it still counts against its caller until it is left."""
         if not self._has_room:
             self._has_room = True
-            for gate, _, cost in self._costs:
-                gate.make_room(cost)
+            self._requests.make_room(self._request)
+
+    def has_no_answer(self) -> None:
+        """There will be none in Triton, or none any more."""
+        if self._answer:
+            self._answers.leave(self.caller, self._answer)
+            self._answer = 0
 
     def leave(self) -> None:
         """Triton has nothing of it any more."""
+        self.has_no_answer()
         self.make_room()
-        for gate, who, cost in self._costs:
-            gate.settle(who, cost)
+        self._requests.settle(self.caller, self._request)
 
 
 class UnderWay:
-    """Lets calls in, in turn between callers, and between versions. `present` are the callers who are here."""
+    """Lets calls in, in turn between callers. `present` are those who are here."""
 
     def __init__(self, window: Window, present: Presence) -> None:
         self._present = present
@@ -73,53 +74,39 @@ class UnderWay:
         )
         # Who waits for these has a place among the requests: that bounds it.
         self._answers = FairGate(
-            capacity=UNBOUNDED,
+            capacity=window.answers,
             each=window.answers_each,
             beside=(window.answers_each_beside, present),
         )
-        self._answers_of_versions = FairGate(capacity=window.answers, each=window.answers_of_version)
 
     @property
     def size(self) -> int:
         """About how many bytes of requests are at Triton, or wait for it."""
         return self._requests.inside + self._requests.waiting
 
-    def try_enter(self, caller: str, size: int, version: str, answer: int) -> Place | None:
-        """A place for a request of so many bytes, and for an answer of a version, by its digest, if that needs no
-        waiting; it must be left."""
+    def try_enter(self, caller: str, size: int, answer: int) -> Place | None:
+        """A place for a request and an answer of so many bytes, if that needs no waiting; it must be left."""
         self._present.came(caller)
         cost = size + CALL_COST
         if not self._requests.try_enter(caller, cost):
             return None
-        place = Place(caller, self._requests, cost)
-        if answer:
-            for gate, who in self._for_answers(caller, version):
-                if not gate.try_enter(who, answer):
-                    place.leave()
-                    return None
-                place.take(gate, who, answer)
-        return place
+        if answer and not self._answers.try_enter(caller, answer):
+            self._requests.leave(caller, cost)
+            return None
+        return Place(caller, self._requests, cost, self._answers, answer)
 
-    async def enter(self, caller: str, size: int, version: str, answer: Callable[[], int]) -> Place:
-        """A place, after waiting; it must be left. What the answer may have is asked again and again: while one waits
-        others come, and it is known better. Raises OVERLOADED where too much waits."""
+    async def enter(self, caller: str, size: int, answer: Callable[[], int]) -> Place:
+        """A place, after waiting; it must be left. What the answer may be is asked again: while one waits others come,
+        and it is known better. Raises OVERLOADED where too much waits."""
         cost = size + CALL_COST
         await self._requests.enter(caller, cost)
-        place = Place(caller, self._requests, cost)
         try:
-            for gate, who in self._for_answers(caller, version):
-                if not (expected := answer()):
-                    break
-                await gate.enter(who, expected)
-                needed = min(expected, answer())
-                if needed < expected:
-                    gate.leave(who, expected - needed)
-                if needed:
-                    place.take(gate, who, needed)
+            if may_be := answer():
+                await self._answers.enter(caller, may_be)
+                if (known := answer()) < may_be:
+                    self._answers.leave(caller, may_be - known)
+                    may_be = known
         except BaseException:
-            place.leave()
+            self._requests.leave(caller, cost)
             raise
-        return place
-
-    def _for_answers(self, caller: str, version: str) -> tuple[tuple[FairGate, str], ...]:
-        return ((self._answers, caller), (self._answers_of_versions, version))
+        return Place(caller, self._requests, cost, self._answers, may_be)
