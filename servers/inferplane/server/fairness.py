@@ -228,18 +228,17 @@ class FairGate:
             due, _, caller = self._line[0]
             share = self._shares[caller]
             turn = share.queue[0] if share.queue else None
-            stands = turn is not None and turn.due == due and self._fits(caller, share, turn.cost)
-            if stands and turn is not None and not self._has_room(turn.cost):
-                return
-            heappop(self._line)
-            share.listed = False
-            if stands and turn is not None:
+            if turn is not None and turn.due == due and self._fits(caller, share, turn.cost):
+                if not self._has_room(turn.cost):
+                    return
                 self._clock = max(self._clock, due)
                 share.queue.popleft()
                 self._count_out(share, turn)
                 # One that was cancelled has not been told yet.
                 if not turn.admitted.cancelled():
                     self._let_in(share, turn)
+            heappop(self._line)
+            share.listed = False
             self._enlist(caller, share)
             self._drop_if_idle(caller, share)
 

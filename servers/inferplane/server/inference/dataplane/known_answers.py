@@ -23,9 +23,9 @@ UNKNOWN = 16 << 20
 LITTLE = 4 << 20
 """Bytes of answers of which many may be in Triton at once."""
 UNIT = 32 << 20
+"""Bytes of an answer that is refused for its size; larger ones count for more, smaller ones for as much."""
 PAUSE = 60.0
-"""Seconds in which a caller may have one more answer that is refused for its size, of UNIT bytes; of larger ones fewer.
-Triton up to 2.56 keeps the memory of each."""
+"""Seconds in which a caller may have one more of them. Triton up to 2.56 keeps the memory of each."""
 AT_FIRST = 10
 """So many of them he may have before that."""
 
@@ -111,7 +111,7 @@ class KnownAnswers:
         pause = had.forgiven_at - time.monotonic() - PAUSE * (AT_FIRST - 1)
         if pause > 0:
             detail = (
-                f"so were answers of this version to you, again and again: it takes your next call, of any size, in "
+                f"so were answers of this deployment to you, again and again: it takes your next call, of any size, in "
                 f"{pause:.0f} s; ask for less then"
             )
             raise InferplaneError(ErrorReason.ERROR_REASON_MESSAGE_TOO_LARGE, retry_after=pause, detail=detail)
