@@ -15,6 +15,8 @@ from tests.support.frames import PREFACE, SETTINGS, frame, swallow
 
 END_HEADERS, END_STREAM = 4, 1
 AT_ONCE = 50
+ACKNOWLEDGED = frame(4, flags=1)
+"""Of the settings; gRPC refuses all calls after the first 1,000 to who does not say so."""
 
 
 def main() -> None:
@@ -32,7 +34,7 @@ def main() -> None:
             with socket.create_connection((host, int(port))) as connection:
                 threading.Thread(target=swallow, args=(connection,), daemon=True).start()
                 connection.settimeout(seconds)
-                connection.sendall(PREFACE + SETTINGS)
+                connection.sendall(PREFACE + SETTINGS + ACKNOWLEDGED)
                 while time.monotonic() < end:
                     burst = b""
                     for _ in range(AT_ONCE):
