@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from random import Random
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -223,3 +224,40 @@ async def test_answers_that_one_caller_asks_for_fill_little_of_triton(growing_up
     print(f"{grown() // MIB} MiB more at most; {dict(codes)}")
     assert codes["OK" if size < Settings().max_tensor_message_size else "MESSAGE_TOO_LARGE"] > lanes // 2
     assert grown() < 2048 * MIB
+
+
+@pytest.mark.parametrize(("size", "least", "most"), [(28_000_000, 0.04, 0.12), (200_000, 0.001, 0.01)])
+async def test_calls_that_are_cancelled_while_their_answers_are_made_leave_triton_as_it_was(
+    growing_up: Up, size: int, least: float, most: float
+) -> None:
+    """It kept the answer of each tenth of the large ones, and ended after some thousand of the small."""
+    caller = f"hasty{size}"
+    async with growing_up.admin() as plane:
+        await plane.auth.create_user(caller, PASSWORD)
+        await plane.auth.grant("caller", to=caller, on="growing")
+        metadata = [("authorization", f"Bearer {(await plane.auth.login(caller, PASSWORD)).access_token}")]
+    growing_up.refresh()
+    pid = growing_up.pids["triton"]
+    body, options = growth_request("growing", size), [("grpc.max_receive_message_length", -1)]
+    outcomes: Counter[str] = Counter()
+    chance = Random(1)  # noqa: S311 - no secret
+    async with grpc.aio.insecure_channel(growing_up.endpoints["inference"], options=options) as channel:
+        call: Any = channel.unary_unary(INFER)
+
+        async def ask(end: float) -> None:
+            while time.monotonic() < end:
+                try:
+                    await asyncio.wait_for(call(body, metadata=metadata, timeout=30), chance.uniform(least, most))
+                    outcomes["answered"] += 1
+                except TimeoutError:
+                    outcomes["cancelled"] += 1
+
+        # It keeps the memory that so many calls at once need, and uses it again.
+        await asyncio.gather(*(ask(time.monotonic() + SECONDS) for _ in range(8)))
+        grown = growth(pid)
+        await asyncio.gather(*(ask(time.monotonic() + 2 * SECONDS) for _ in range(8)))
+    print(f"{grown() // MIB} MiB more at most; {dict(outcomes)}")
+    growing_up.refresh()
+    assert growing_up.pids["triton"] == pid
+    assert outcomes["cancelled"] > 100
+    assert grown() < 200 * MIB

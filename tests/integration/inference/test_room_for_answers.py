@@ -101,15 +101,14 @@ async def test_who_waits_counts_for_what_is_known_by_then() -> None:
 
 
 async def test_after_a_stall_the_next_calls_are_let_in() -> None:
-    """Those that were given up have no answer in Triton, and hold no room for one."""
     held = Held()
     async with data_plane(window=Window(answers_each=2 * UNKNOWN)) as plane:
         plane.triton.answer = held.answer
         await asyncio.gather(*(failure(plane.infer(timeout=0.2)) for _ in range(10)))
-        await until(lambda: plane.forwarder._under_way._answers.inside == 0)
         plane.triton.answer = echo
-        await asyncio.gather(*(plane.infer(timeout=1) for _ in range(10)))
+        next_ones = [asyncio.ensure_future(plane.infer(timeout=1)) for _ in range(10)]
         held.go.set()
+        await asyncio.gather(*next_ones)
 
 
 async def test_who_leaves_while_waiting_for_room_for_answers_counts_for_nothing() -> None:
@@ -227,3 +226,22 @@ async def test_an_answer_that_is_refused_for_its_size_counts_as_large_as_one_tha
         assert (await failure(plane.infer())).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         known = plane.forwarder._known.of(plane.routes[0])
         assert (known.expected("users/alice"), known.may_be("users/alice")) == (UNIT, UNIT)
+
+
+async def test_the_answer_of_a_call_that_nobody_waits_for_has_its_room_until_it_is_over() -> None:
+    held = Held()
+    async with data_plane() as plane:
+        await plane.infer(infer_request(values=2 << 20))
+        answers = plane.forwarder._under_way._answers
+        plane.triton.answer = held.answer
+        for _ in range(3):
+            assert (await failure(plane.infer(timeout=0.2))).code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        left = asyncio.ensure_future(plane.infer())
+        await until(lambda: len(plane.triton.requests) >= 3)
+        left.cancel()
+        await until(lambda: not plane.server.calls.open)
+        inside, asked = answers.inside, len(plane.triton.requests)
+        assert inside >= (asked - 1) * (8 << 20)
+        held.go.set()
+        await until(lambda: answers.inside == 0)
+        assert plane.triton.cancelled == 0

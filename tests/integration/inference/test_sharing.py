@@ -8,7 +8,7 @@ import pytest
 from google.rpc import error_details_pb2
 
 from inferplane.server.access.snapshot import Route
-from inferplane.server.inference.dataplane import given_up
+from inferplane.server.inference.dataplane import at_triton
 from inferplane.server.inference.dataplane.under_way import CALL_COST, Window
 from tests.support.held import Held, counted, failure_or_answer, has_asked, users
 from tests.support.mesh import detail, error_info, failure, until
@@ -52,16 +52,29 @@ async def test_no_more_waits_of_all_callers_than_may() -> None:
         await asyncio.gather(*calls)
 
 
-async def test_a_call_that_nobody_waits_for_is_ended() -> None:
+async def test_a_call_that_nobody_waits_for_goes_on_and_counts_until_it_is_over() -> None:
+    held, one = Held(), CALL_COST + len(infer_request().SerializeToString())
+    async with data_plane() as plane:
+        plane.triton.answer = held.answer
+        await failure(plane.infer(timeout=0.2))
+        left = asyncio.ensure_future(plane.infer())
+        await until(partial(has_asked, plane, 2))
+        left.cancel()
+        await until(lambda: not plane.server.calls.open)
+        assert counted(plane, "alice") == 2 * one
+        held.go.set()
+        await until(lambda: counted(plane, "alice") == 0)
+        assert plane.triton.cancelled == 0
+
+
+async def test_one_that_goes_on_for_too_long_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(at_triton, "FINISHES", 0.2)
     held = Held()
     async with data_plane() as plane:
         plane.triton.answer = held.answer
         await failure(plane.infer(timeout=0.2))
         await until(lambda: plane.triton.cancelled == 1)
-        left = asyncio.ensure_future(plane.infer())
-        await until(partial(has_asked, plane, 2))
-        left.cancel()
-        await until(lambda: plane.triton.cancelled == 2)
+        await until(lambda: counted(plane, "alice") == 0)
 
 
 async def test_beyond_what_may_wait_a_call_is_refused_at_once_and_told_when_to_come_back() -> None:
@@ -82,7 +95,7 @@ async def test_beyond_what_may_wait_a_call_is_refused_at_once_and_told_when_to_c
         await asyncio.gather(*calls)
 
 
-async def test_calls_whose_clients_left_do_not_make_the_next_one_wait() -> None:
+async def test_calls_whose_clients_left_while_they_waited_are_not_sent() -> None:
     held = Held()
     async with data_plane(window=SMALL) as plane:
         plane.triton.answer = held.answer
@@ -91,8 +104,8 @@ async def test_calls_whose_clients_left_do_not_make_the_next_one_wait() -> None:
         for call in calls:
             call.cancel()
         await until(lambda: not plane.server.calls._calls)
-        plane.triton.answer = echo
-        await plane.infer(timeout=2 * given_up.KEPT)
+        held.go.set()
+        await plane.infer(timeout=2)
         assert len(plane.triton.requests) == 5
 
 
@@ -108,7 +121,7 @@ async def test_a_call_that_waits_longer_than_its_client_would_is_a_missed_deadli
         await asyncio.gather(*calls)
 
 
-async def test_calls_that_are_given_up_keep_their_place_until_triton_has_ended_another() -> None:
+async def test_calls_that_are_given_up_count_beside_those_that_are_not() -> None:
     held = Held()
     async with data_plane(window=SMALL) as plane:
         plane.triton.answer = held.answer
@@ -123,20 +136,6 @@ async def test_calls_that_are_given_up_keep_their_place_until_triton_has_ended_a
         await until(lambda: counted(plane, "alice") == 0)
 
 
-async def test_what_triton_refuses_frees_no_place_of_calls_that_were_given_up() -> None:
-    held = Held()
-    async with data_plane(window=SMALL) as plane:
-        plane.triton.answer = held.answer
-        await failure(plane.infer(timeout=0.2))
-        plane.triton.answer = lambda _request: grpc.StatusCode.INVALID_ARGUMENT
-        await failure(plane.infer())
-        assert counted(plane, "alice") == CALL_COST + len(infer_request().SerializeToString())
-        plane.triton.answer = echo
-        await plane.infer()
-        assert counted(plane, "alice") == 0
-        held.go.set()
-
-
 async def test_calls_that_one_gave_up_take_no_room_from_others() -> None:
     held = Held()
     async with data_plane(window=SMALL._replace(capacity=4 * CALL_COST + 400)) as plane:
@@ -147,17 +146,6 @@ async def test_calls_that_one_gave_up_take_no_room_from_others() -> None:
         assert counted(plane, "alice") == 4 * (CALL_COST + len(infer_request().SerializeToString()))
         plane.triton.answer = echo
         await plane.infer(user="bob", timeout=1)
-        held.go.set()
-
-
-async def test_the_place_of_a_call_that_was_given_up_is_free_before_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(given_up, "KEPT", 0.3)
-    held = Held()
-    async with data_plane(window=SMALL) as plane:
-        plane.triton.answer = held.answer
-        await failure(plane.infer(timeout=0.2))
-        assert counted(plane, "alice") > 0
-        await until(lambda: counted(plane, "alice") == 0)
         held.go.set()
 
 

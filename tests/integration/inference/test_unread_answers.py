@@ -10,7 +10,7 @@ import pytest
 from tritonclient.grpc import service_pb2
 
 from inferplane.inference.v1.inference_service_pb2 import PredictRequest
-from inferplane.server.inference.dataplane import unread
+from inferplane.server.inference.dataplane import at_triton, unread
 from inferplane.server.inference.dataplane.under_way import Window
 from tests.support.http2 import RawConnection, raw_connection
 from tests.support.mesh import reason, until
@@ -49,6 +49,7 @@ async def test_unread_answers_of_a_caller_are_bounded_and_others_are_served(monk
 
 async def test_answers_that_were_asked_for_together_are_bounded_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unread, "EACH", 4 * MIB)
+    monkeypatch.setattr(at_triton, "AT_ONCE", 20)
     go = asyncio.Event()
 
     async def held_back(request: Any) -> Any:

@@ -15,7 +15,7 @@ from inferplane.server.inference.direct_call import Unary, direct_unary
 from inferplane.server.inference.formats.onnx import DIGEST_PARAMETER
 from inferplane.server.inference.two_step_call import Begin, two_step_unary
 
-__all__ = ["SERVICE", "RawCall", "TritonLink", "control_problem", "from_triton", "refused_size", "said", "was_given_up"]
+__all__ = ["SERVICE", "RawCall", "TritonLink", "control_problem", "from_triton", "refused_size", "said"]
 
 log = structlog.get_logger()
 
@@ -136,11 +136,6 @@ def control_problem(details: str) -> str:
     if _NOT_EXPLICIT.search(details) is None:
         return ""
     return f"Triton takes no models: start it with --model-control-mode=explicit (it said: {said(details)})"
-
-
-def was_given_up(error: BaseException) -> bool:
-    """Whether it says that nobody waited any longer: Triton may work on, and holds the request until it has done."""
-    return not isinstance(error, grpc.aio.AioRpcError) or error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
 def refused_size(error: BaseException) -> int:

@@ -5,18 +5,14 @@ several copies, so many at once hold up everybody.
 """
 
 import asyncio
-import time
+from functools import partial
 
-from inferplane.common.v1.errors_pb2 import ErrorReason
-from inferplane.server.errors import InferplaneError
 from inferplane.server.fairness import FairGate, Presence
-from inferplane.server.inference.dataplane.given_up import GivenUpCalls
-from inferplane.server.inference.dataplane.in_time import in_time
+from inferplane.server.inference.dataplane.at_triton import CallsAtTriton
 from inferplane.server.inference.dataplane.known_answers import LARGE, KnownAnswers
 from inferplane.server.inference.dataplane.under_way import Place
-from inferplane.server.inference.triton_link import TritonLink, refused_size, was_given_up
+from inferplane.server.inference.triton_link import TritonLink, refused_size
 from inferplane.server.inference.two_step_call import Begun
-from inferplane.server.tasks import start_task
 
 __all__ = ["AnswerReader"]
 
@@ -44,7 +40,7 @@ class AnswerReader:
         self._metadata = link.metadata
         self._infer = link.predictions()
         self._begin = link.predictions_in_two_steps()
-        self._given_up = GivenUpCalls()
+        self._at_triton = CallsAtTriton()
         self._unasked = 0
         self._large = FairGate(capacity=TOGETHER, each=TOGETHER, beside=(EACH_BESIDE, present))
         # Apart, and by number, so that nobody whose answers are small waits for large ones.
@@ -53,66 +49,39 @@ class AnswerReader:
         self._paced_until = float("-inf")
 
     async def answer(self, body: bytes, known: KnownAnswers, place: Place, deadline: float) -> bytes:
-        """The answer to a ModelInferRequest, by `deadline`, one of `time.monotonic`. What has begun to come is read in
-        its turn, also where nobody waits for it any more. `place` is left when Triton has nothing of the call.
+        """The answer to a ModelInferRequest, by `deadline`, one of `time.monotonic`. It is read, in its turn, also
+        where nobody waits for it any more. `place` is left when Triton has nothing of the call.
 
         Raises AioRpcError and DEADLINE_EXCEEDED.
         """
-        timeout = deadline - time.monotonic()
-        if timeout <= 0:
-            place.leave()
-            raise InferplaneError(ErrorReason.ERROR_REASON_DEADLINE_EXCEEDED)
         if not known.expected(place.caller):
             self._with_small.came(place.caller)
-        if self._comes_unasked(known):
-            data = await self._as_it_comes(body, known, place, timeout)
-        else:
-            data = await self._in_turn(body, known, place, deadline)
-        self._given_up.let_go(known)
-        return data
+        return await self._at_triton.run(partial(self._ask, body, known, place), known, place, deadline)
 
-    def _comes_unasked(self, known: KnownAnswers) -> bool:
-        return known.are_small and self._unasked < UNASKED
-
-    async def _as_it_comes(self, body: bytes, known: KnownAnswers, place: Place, timeout: float) -> bytes:
-        self._unasked += 1
+    async def _ask(self, body: bytes, known: KnownAnswers, place: Place, timeout: float) -> bytes:
         try:
-            data = await self._infer(body, self._metadata, timeout)
+            if known.are_small and self._unasked < UNASKED:
+                data = await self._as_it_comes(body, timeout)
+            else:
+                data = await self._in_turn(body, known, place.caller, timeout)
         except BaseException as error:
-            self._failed(error, known, place)
-            raise
-        finally:
-            self._unasked -= 1
-        known.came(place.caller, len(data))
-        place.leave()
-        return data
-
-    async def _in_turn(self, body: bytes, known: KnownAnswers, place: Place, deadline: float) -> bytes:
-        try:
-            begun = await self._begin(body, self._metadata, deadline - time.monotonic())
-        except BaseException as error:
-            self._failed(error, known, place)
-            raise
-        reading = start_task(self._read_in_turn(begun, known, place))
-        try:
-            return await in_time(asyncio.shield(reading), deadline)
-        except BaseException:
-            if not reading.done():
-                place.make_room()
-                # What fails now nobody is told.
-                reading.add_done_callback(lambda done: done.cancelled() or done.exception())
-            raise
-
-    async def _read_in_turn(self, begun: Begun, known: KnownAnswers, place: Place) -> bytes:
-        try:
-            data = await (begun.read() if begun.has_failed else self._read(begun, known, place.caller))
-        except Exception as error:
             self._learn(error, known, place.caller)
             raise
         finally:
             place.leave()
         known.came(place.caller, len(data))
         return data
+
+    async def _as_it_comes(self, body: bytes, timeout: float) -> bytes:
+        self._unasked += 1
+        try:
+            return await self._infer(body, self._metadata, timeout)
+        finally:
+            self._unasked -= 1
+
+    async def _in_turn(self, body: bytes, known: KnownAnswers, caller: str, timeout: float) -> bytes:
+        begun = await self._begin(body, self._metadata, timeout)
+        return await (begun.read() if begun.has_failed else self._read(begun, known, caller))
 
     async def _read(self, begun: Begun, known: KnownAnswers, caller: str) -> bytes:
         gate, cost = await self._enter(known, caller)
@@ -123,14 +92,6 @@ class AnswerReader:
         finally:
             self._leave(gate, caller, cost, began, size)
         return data
-
-    def _failed(self, error: BaseException, known: KnownAnswers, place: Place) -> None:
-        """Before its answer began to be read."""
-        self._learn(error, known, place.caller)
-        if was_given_up(error):
-            self._given_up.keep(known, place)
-        else:
-            place.leave()
 
     def _learn(self, error: BaseException, known: KnownAnswers, caller: str) -> None:
         if size := refused_size(error):

@@ -46,15 +46,10 @@ class Place:
             self._has_room = True
             self._requests.make_room(self._request)
 
-    def has_no_answer(self) -> None:
-        """There will be none in Triton, or none any more."""
-        if self._answer:
-            self._answers.leave(self.caller, self._answer)
-            self._answer = 0
-
     def leave(self) -> None:
         """Triton has nothing of it any more."""
-        self.has_no_answer()
+        if self._answer:
+            self._answers.leave(self.caller, self._answer)
         self.make_room()
         self._requests.settle(self.caller, self._request)
 
