@@ -78,6 +78,17 @@ async def test_a_call_goes_on_and_counts_until_it_is_over(triton: Triton) -> Non
     assert triton.over == 2
 
 
+async def test_who_ends_waits_for_those_that_go_on(triton: Triton) -> None:
+    await triton.at_triton.finish(5)
+    await triton.too_late(takes=0.1)
+    await triton.at_triton.finish(5)
+    assert (triton.over, triton.open) == (1, 0)
+    await triton.too_late(caller=BOB)
+    await triton.at_triton.finish(0.05)
+    assert triton.open == 1
+    triton.go.set()
+
+
 async def test_its_room_for_a_request_is_others_at_once(triton: Triton) -> None:
     await triton.too_late()
     assert triton.under_way._requests.inside == 0
@@ -136,7 +147,7 @@ async def test_but_none_that_could_be_answered_beside_so_many_others_only(triton
 
 async def test_whose_last_came_too_late_has_no_other_sent_that_would_too(triton: Triton) -> None:
     await triton.call(takes=0.1)
-    await triton.too_late()
+    await triton.too_late(seconds=0.02)
     began = time.monotonic()
     await triton.too_late(seconds=0.15)
     assert time.monotonic() - began >= 0.15
@@ -180,11 +191,32 @@ async def test_calls_beside_one_another_are_taken_to_share_their_time(triton: Tr
     assert 0.1 <= triton.at_triton._calls[triton.known, ALICE].each < 0.2
 
 
+async def test_whose_calls_took_long_has_one_tried_when_none_is_there(triton: Triton) -> None:
+    """Cheap ones after a dear one are not kept back by what that took."""
+    await triton.call(takes=0.2)
+    triton.at_triton._calls[triton.known, ALICE].came_too_late()
+    await asyncio.gather(*(triton.call(takes=0.001, seconds=0.1) for _ in range(3)))
+
+
+async def test_of_all_callers_one_is_tried_at_a_time(triton: Triton) -> None:
+    for caller in (ALICE, BOB):
+        await triton.call(takes=0.2, caller=caller)
+        triton.at_triton._calls[triton.known, caller].came_too_late()
+    tried = triton.begin(seconds=0.1)
+    await until(lambda: triton.open == 1)
+    await triton.too_late(seconds=0.05, caller=BOB)
+    assert triton.open == 1
+    triton.go.set()
+    await tried
+    await triton.call(seconds=0.1, caller=BOB)
+
+
 async def test_what_took_long_is_tried_again_ever_less_often(triton: Triton, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(at_triton, "HALF", 0.1)
     monkeypatch.setattr(at_triton, "LOOK_AGAIN", 0.01)
     await triton.call(takes=0.5)
     triton.at_triton._calls[triton.known, ALICE].came_too_late()
+    triton.at_triton._trying.add(triton.known)
     began = time.monotonic()
     await triton.call(takes=0, seconds=0.4)
     assert time.monotonic() - began >= 0.05

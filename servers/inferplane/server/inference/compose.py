@@ -41,6 +41,7 @@ async def compose(core: Core) -> None:
     outcomes = Outcomes(notes, core.registry)
     unread = UnreadAnswers()
     forward = Forwarder(link, core.admission, outcomes, unread, core.settings.unary_deadline)
+    core.stack.push_async_callback(forward.finish)
     core.server.arrivals.held_elsewhere = lambda: forward.under_way + unread.held
     fused = fused_handlers(
         forward,

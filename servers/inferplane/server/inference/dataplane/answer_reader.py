@@ -58,6 +58,10 @@ class AnswerReader:
             self._with_small.came(place.caller)
         return await self._at_triton.run(partial(self._ask, body, known, place), known, place, deadline)
 
+    async def finish(self, seconds: float) -> None:
+        """Wait so long for calls that nobody waits for any more."""
+        await self._at_triton.finish(seconds)
+
     async def _ask(self, body: bytes, known: KnownAnswers, place: Place, timeout: float) -> bytes:
         try:
             if known.are_small and self._unasked < UNASKED:

@@ -64,6 +64,19 @@ class _Calls:
         expected = self.each * exp2((self.each_at - now) / HALF)
         return now + expected * (self.open + 1) <= deadline
 
+    async def next_end(self, deadline: float) -> None:
+        """Wait until one of them is over, or for LOOK_AGAIN. Raises DEADLINE_EXCEEDED."""
+        left = deadline - time.monotonic()
+        if left <= 0:
+            self.came_too_late()
+            _raise_too_late()
+        end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.ends.add(end)
+        try:
+            await asyncio.wait([end], timeout=min(left, LOOK_AGAIN))
+        finally:
+            self.ends.discard(end)
+
     def came_too_late(self) -> None:
         self.careful_until = time.monotonic() + CAREFUL
 
@@ -84,14 +97,21 @@ class CallsAtTriton:
 
     def __init__(self) -> None:
         self._calls: dict[tuple[KnownAnswers, str], _Calls] = {}
+        self._unwanted: set[asyncio.Task[bytes]] = set()
+        self._trying: set[KnownAnswers] = set()
+
+    async def finish(self, seconds: float) -> None:
+        """Wait so long for those that nobody waits for any more."""
+        if self._unwanted:
+            await asyncio.wait(self._unwanted, timeout=seconds)
 
     async def run(self, ask: Ask, known: KnownAnswers, place: Place, deadline: float) -> bytes:
         """What `ask` gives by `deadline`, one of `time.monotonic`; it leaves `place`. Raises DEADLINE_EXCEEDED, though
         it goes on, and what `ask` raises."""
         calls = self._of(known, place.caller)
         try:
-            if not calls.has_time(deadline):
-                await self._wait(calls, deadline)
+            while not (has_time := calls.has_time(deadline)) and not self._may_try(calls, known):
+                await calls.next_end(deadline)
             seconds = deadline - time.monotonic()
             if seconds <= 0:
                 _raise_too_late()
@@ -99,19 +119,28 @@ class CallsAtTriton:
             place.leave()
             raise
         calls.open += 1
-        task = start_task(self._run(ask(seconds + FINISHES), calls))
+        task = start_task(self._run(ask(seconds + FINISHES), calls, calls.open))
+        if not has_time:
+            self._trying.add(known)
+            task.add_done_callback(lambda _: self._trying.discard(known))
         try:
             return await in_time(asyncio.shield(task), deadline)
         except BaseException:
             if not task.done():
                 calls.came_too_late()
                 place.make_room()
-                # What fails now nobody is told.
-                task.add_done_callback(lambda done: done.cancelled() or done.exception())
+                self._unwanted.add(task)
+                task.add_done_callback(self._forget_unwanted)
             raise
 
-    async def _run(self, work: Coroutine[Any, Any, bytes], calls: _Calls) -> bytes:
-        beside, began = calls.open, time.monotonic()
+    def _forget_unwanted(self, task: "asyncio.Task[bytes]") -> None:
+        self._unwanted.discard(task)
+        if not task.cancelled():
+            # Asked for, or asyncio complains: nobody is told.
+            task.exception()
+
+    async def _run(self, work: Coroutine[Any, Any, bytes], calls: _Calls, beside: int) -> bytes:
+        began = time.monotonic()
         try:
             answer = await work
         finally:
@@ -119,20 +148,10 @@ class CallsAtTriton:
         calls.took(time.monotonic() - began, beside)
         return answer
 
-    async def _wait(self, calls: _Calls, deadline: float) -> None:
-        """Until there is time for one more. Raises DEADLINE_EXCEEDED."""
-        loop = asyncio.get_running_loop()
-        while not calls.has_time(deadline):
-            left = deadline - time.monotonic()
-            if left <= 0:
-                calls.came_too_late()
-                _raise_too_late()
-            end: asyncio.Future[None] = loop.create_future()
-            calls.ends.add(end)
-            try:
-                await asyncio.wait([end], timeout=min(left, LOOK_AGAIN))
-            finally:
-                calls.ends.discard(end)
+    def _may_try(self, calls: _Calls, known: KnownAnswers) -> bool:
+        """Whether to send one though it would come too late by what is known, which may be wrong by now. One of a
+        version is tried at a time, of whoever has none there."""
+        return not calls.open and known not in self._trying
 
     def _of(self, known: KnownAnswers, caller: str) -> _Calls:
         calls = self._calls.get((known, caller))

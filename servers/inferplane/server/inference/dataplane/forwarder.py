@@ -28,6 +28,9 @@ from inferplane.server.inference.triton_link import TritonLink, from_triton
 
 __all__ = ["Forwarder"]
 
+FINISHING = 5.0
+"""Seconds."""
+
 DecodedT = TypeVar("DecodedT")
 
 
@@ -57,6 +60,10 @@ class Forwarder:
     def under_way(self) -> int:
         """About how many bytes of requests are here, at Triton or waiting for it."""
         return self._under_way.size
+
+    async def finish(self) -> None:
+        """Let Triton end the calls that nobody waits for any more, for some seconds: what follows cancels them."""
+        await self._reader.finish(FINISHING)
 
     async def predict(
         self, principal: Principal, prediction_id: str, body: bytes, remaining: float | None = None
