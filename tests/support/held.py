@@ -44,5 +44,5 @@ async def failure_or_answer(call: Any) -> Any:
 
 def counted(plane: Any, user: str) -> int:
     """The cost that counts against a caller."""
-    share = plane.forwarder._under_way._requests._shares.get(f"users/{user}")
+    share = plane.forwarder._under_way.requests._shares.get(f"users/{user}")
     return 0 if share is None else int(share.inside)

@@ -129,7 +129,7 @@ class Reader(AnswerReader):
     def idle(self) -> bool:
         gates = (self._large, self._others)
         return not (
-            self.under_way.size or self.under_way._answers.inside or any(gate.inside or gate.waiting for gate in gates)
+            self.under_way.size or self.under_way.answers.inside or any(gate.inside or gate.waiting for gate in gates)
         )
 
     def place(self, caller: str, known: KnownAnswers) -> Place:

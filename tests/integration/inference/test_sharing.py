@@ -68,11 +68,13 @@ async def test_a_call_that_nobody_waits_for_goes_on_and_counts_until_it_is_over(
 
 
 async def test_one_that_goes_on_for_too_long_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(at_triton, "FINISHES", 0.2)
+    monkeypatch.setattr(at_triton, "GOES_ON", 0.2)
     held = Held()
     async with data_plane() as plane:
         plane.triton.answer = held.answer
-        await failure(plane.infer(timeout=0.2))
+        left = asyncio.ensure_future(plane.infer())
+        await until(partial(has_asked, plane, 1))
+        left.cancel()
         await until(lambda: plane.triton.cancelled == 1)
         await until(lambda: counted(plane, "alice") == 0)
 
@@ -142,7 +144,7 @@ async def test_calls_that_one_gave_up_take_no_room_from_others() -> None:
         plane.triton.answer = held.answer
         for _ in range(4):
             await failure(plane.infer(timeout=0.2))
-        await until(lambda: plane.forwarder._under_way._requests.inside == 0)
+        await until(lambda: plane.forwarder._under_way.requests.inside == 0)
         assert counted(plane, "alice") == 4 * (CALL_COST + len(infer_request().SerializeToString()))
         plane.triton.answer = echo
         await plane.infer(user="bob", timeout=1)
@@ -181,13 +183,13 @@ async def test_a_call_that_waited_while_its_grant_went_is_refused() -> None:
         plane.triton.answer = held.answer
         calls = [asyncio.ensure_future(failure_or_answer(plane.infer())) for _ in range(5)]
         await until(lambda: len(plane.triton.requests) == 4)
-        await until(lambda: plane.forwarder._under_way._requests.waiting > 0)
+        await until(lambda: plane.forwarder._under_way.requests.waiting > 0)
         plane.grants.clear()
         held.go.set()
         errors = [each for each in await asyncio.gather(*calls) if isinstance(each, grpc.aio.AioRpcError)]
         assert [error_info(error).reason for error in errors] == ["PERMISSION_DENIED"]
         assert len(plane.triton.requests) == 4
-        assert plane.forwarder._under_way._requests.inside == 0
+        assert plane.forwarder._under_way.requests.inside == 0
 
 
 async def test_a_call_that_waited_while_its_session_ended_is_refused() -> None:
@@ -196,7 +198,7 @@ async def test_a_call_that_waited_while_its_session_ended_is_refused() -> None:
         plane.triton.answer = held.answer
         calls = [asyncio.ensure_future(failure_or_answer(plane.infer())) for _ in range(5)]
         await until(lambda: len(plane.triton.requests) == 4)
-        await until(lambda: plane.forwarder._under_way._requests.waiting > 0)
+        await until(lambda: plane.forwarder._under_way.requests.waiting > 0)
         plane.revoked.append("sessions/alice")
         held.go.set()
         errors = [each for each in await asyncio.gather(*calls) if isinstance(each, grpc.aio.AioRpcError)]

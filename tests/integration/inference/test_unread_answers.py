@@ -49,7 +49,7 @@ async def test_unread_answers_of_a_caller_are_bounded_and_others_are_served(monk
 
 async def test_answers_that_were_asked_for_together_are_bounded_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unread, "EACH", 4 * MIB)
-    monkeypatch.setattr(at_triton, "AT_ONCE", 20)
+    monkeypatch.setattr(at_triton, "UNTRIED", 20)
     go = asyncio.Event()
 
     async def held_back(request: Any) -> Any:

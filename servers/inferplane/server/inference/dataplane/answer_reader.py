@@ -7,6 +7,8 @@ several copies, so many at once hold up everybody.
 import asyncio
 from functools import partial
 
+import grpc
+
 from inferplane.server.fairness import FairGate, Presence
 from inferplane.server.inference.dataplane.at_triton import CallsAtTriton
 from inferplane.server.inference.dataplane.known_answers import LARGE, KnownAnswers
@@ -48,6 +50,14 @@ class AnswerReader:
         self._with_small = Presence()
         self._paced_until = float("-inf")
 
+    def may_ask(self, known: KnownAnswers, caller: str, deadline: float) -> bool:
+        """Whether `answer` can be called now: else it would come too late."""
+        return self._at_triton.may_send(known, caller, deadline)
+
+    async def until_may_ask(self, known: KnownAnswers, caller: str, deadline: float) -> None:
+        """Wait until `may_ask`. Raises DEADLINE_EXCEEDED."""
+        await self._at_triton.until_may_send(known, caller, deadline)
+
     async def answer(self, body: bytes, known: KnownAnswers, place: Place, deadline: float) -> bytes:
         """The answer to a ModelInferRequest, by `deadline`, one of `time.monotonic`. It is read, in its turn, also
         where nobody waits for it any more. `place` is left when Triton has nothing of the call.
@@ -63,17 +73,17 @@ class AnswerReader:
         await self._at_triton.finish(seconds)
 
     async def _ask(self, body: bytes, known: KnownAnswers, place: Place, timeout: float) -> bytes:
+        caller = place.caller
         try:
             if known.are_small and self._unasked < UNASKED:
                 data = await self._as_it_comes(body, timeout)
             else:
-                data = await self._in_turn(body, known, place.caller, timeout)
-        except BaseException as error:
-            self._learn(error, known, place.caller)
+                data = await self._in_turn(body, known, place, timeout)
+        except grpc.aio.AioRpcError as error:
+            if size := refused_size(error):
+                known.was_refused(caller, size)
             raise
-        finally:
-            place.leave()
-        known.came(place.caller, len(data))
+        known.came(caller, len(data))
         return data
 
     async def _as_it_comes(self, body: bytes, timeout: float) -> bytes:
@@ -83,9 +93,10 @@ class AnswerReader:
         finally:
             self._unasked -= 1
 
-    async def _in_turn(self, body: bytes, known: KnownAnswers, caller: str, timeout: float) -> bytes:
+    async def _in_turn(self, body: bytes, known: KnownAnswers, place: Place, timeout: float) -> bytes:
         begun = await self._begin(body, self._metadata, timeout)
-        return await (begun.read() if begun.has_failed else self._read(begun, known, caller))
+        place.is_answered = True
+        return await (begun.read() if begun.has_failed else self._read(begun, known, place.caller))
 
     async def _read(self, begun: Begun, known: KnownAnswers, caller: str) -> bytes:
         gate, cost = await self._enter(known, caller)
@@ -96,10 +107,6 @@ class AnswerReader:
         finally:
             self._leave(gate, caller, cost, began, size)
         return data
-
-    def _learn(self, error: BaseException, known: KnownAnswers, caller: str) -> None:
-        if size := refused_size(error):
-            known.was_refused(caller, size)
 
     async def _enter(self, known: KnownAnswers, caller: str) -> tuple[FairGate, int]:
         if not known.expected(caller):

@@ -148,11 +148,13 @@ class Forwarder:
         known.check(caller)
         while True:
             place = self._under_way.try_enter(caller, len(body), known.may_be(caller))
-            if place is not None:
+            if place is not None and self._reader.may_ask(known, caller, deadline):
                 return admitted, route, known, place
-            answer = partial(known.may_be, caller)
-            place = await in_time(self._under_way.enter(caller, len(body), answer), deadline)
+            if place is None:
+                answer = partial(known.may_be, caller)
+                place = await in_time(self._under_way.enter(caller, len(body), answer), deadline)
             try:
+                await self._reader.until_may_ask(known, caller, deadline)
                 # Its session may have ended; its grants, and the version that is served, may be others by now.
                 self._router.confirm(principal)
                 admitted, route = self._router.admit(attempt, principal, body)

@@ -1,4 +1,4 @@
-"""How much is under way to Triton, which holds the request of a call and then its answer until that is read."""
+"""How much is at Triton, or about to be: it holds the request of a call and then its answer until that is read."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -32,26 +32,34 @@ class Window(NamedTuple):
 class Place:
     """What a call counts for: its request, and what the answer may be."""
 
-    __slots__ = ("_answer", "_answers", "_has_room", "_request", "_requests", "caller")
+    __slots__ = ("_answer", "_has_room", "_request", "_under_way", "caller", "is_answered")
 
-    def __init__(self, caller: str, requests: FairGate, request: int, answers: FairGate, answer: int) -> None:
+    def __init__(self, under_way: "UnderWay", caller: str, request: int, answer: int) -> None:
         self.caller = caller
-        self._requests, self._request = requests, request
-        self._answers, self._answer = answers, answer
+        self._under_way = under_way
+        self._request = request
+        self._answer = answer
         self._has_room = False
+        self.is_answered = False
+        """Whether its answer has begun to come."""
 
     def make_room(self) -> None:
-        """Others may come in, while it still counts against its caller until it is left."""
-        if not self._has_room:
+        """Others' requests may come in, while it still counts against its caller until it is left: for as many bytes as
+        may be under way at once."""
+        if not self._has_room and self._under_way.beyond + self._request <= self._under_way.most_beyond:
             self._has_room = True
-            self._requests.make_room(self._request)
+            self._under_way.requests.make_room(self._request)
+            self._under_way.beyond += self._request
 
     def leave(self) -> None:
         """Triton has nothing of it any more."""
+        if self._has_room:
+            self._under_way.beyond -= self._request
+            self._under_way.requests.settle(self.caller, self._request)
+        else:
+            self._under_way.requests.leave(self.caller, self._request)
         if self._answer:
-            self._answers.leave(self.caller, self._answer)
-        self.make_room()
-        self._requests.settle(self.caller, self._request)
+            self._under_way.answers.leave(self.caller, self._answer)
 
 
 class UnderWay:
@@ -59,7 +67,10 @@ class UnderWay:
 
     def __init__(self, window: Window, present: Presence) -> None:
         self._present = present
-        self._requests = FairGate(
+        self.most_beyond = window.capacity
+        self.beyond = 0
+        """Bytes of requests that are at Triton, and whose room others have already."""
+        self.requests = FairGate(
             "too many predictions wait",
             capacity=window.capacity,
             each=window.each,
@@ -68,7 +79,7 @@ class UnderWay:
             waiting_each=window.waiting_each,
         )
         # Who waits for these has a place among the requests: that bounds it.
-        self._answers = FairGate(
+        self.answers = FairGate(
             capacity=window.answers,
             each=window.answers_each,
             beside=(window.answers_each_beside, present),
@@ -77,31 +88,31 @@ class UnderWay:
     @property
     def size(self) -> int:
         """About how many bytes of requests are at Triton, or wait for it."""
-        return self._requests.inside + self._requests.waiting
+        return self.requests.inside + self.requests.waiting + self.beyond
 
     def try_enter(self, caller: str, size: int, answer: int) -> Place | None:
         """A place for a request and an answer of so many bytes, if that needs no waiting; it must be left."""
         self._present.came(caller)
         cost = size + CALL_COST
-        if not self._requests.try_enter(caller, cost):
+        if not self.requests.try_enter(caller, cost):
             return None
-        if answer and not self._answers.try_enter(caller, answer):
-            self._requests.leave(caller, cost)
+        if answer and not self.answers.try_enter(caller, answer):
+            self.requests.leave(caller, cost)
             return None
-        return Place(caller, self._requests, cost, self._answers, answer)
+        return Place(self, caller, cost, answer)
 
     async def enter(self, caller: str, size: int, answer: Callable[[], int]) -> Place:
         """A place, after waiting; it must be left. What the answer may be is asked again: while one waits others come,
         and it is known better. Raises OVERLOADED where too much waits."""
         cost = size + CALL_COST
-        await self._requests.enter(caller, cost)
+        await self.requests.enter(caller, cost)
         try:
             if may_be := answer():
-                await self._answers.enter(caller, may_be)
+                await self.answers.enter(caller, may_be)
                 if (known := answer()) < may_be:
-                    self._answers.leave(caller, may_be - known)
+                    self.answers.leave(caller, may_be - known)
                     may_be = known
         except BaseException:
-            self._requests.leave(caller, cost)
+            self.requests.leave(caller, cost)
             raise
-        return Place(caller, self._requests, cost, self._answers, may_be)
+        return Place(self, caller, cost, may_be)

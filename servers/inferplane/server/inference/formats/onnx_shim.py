@@ -100,7 +100,7 @@ class TritonPythonModel:
 
 
 class _Callers:
-    """Ends a run that nobody waits for: at the caller's end or deadline Triton cancels the request."""
+    """Ends a run that nobody waits for: some seconds after the caller's end or deadline its request is cancelled."""
 
     def __init__(self) -> None:
         self._current: tuple[Any, Any] | None = None
