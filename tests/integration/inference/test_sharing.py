@@ -9,6 +9,7 @@ from google.rpc import error_details_pb2
 
 from inferplane.server.access.snapshot import Route
 from inferplane.server.inference.dataplane import at_triton
+from inferplane.server.inference.dataplane.at_triton import UNTRIED
 from inferplane.server.inference.dataplane.under_way import CALL_COST, Window
 from tests.support.held import Held, counted, failure_or_answer, has_asked, users
 from tests.support.mesh import detail, error_info, failure, until
@@ -65,6 +66,32 @@ async def test_a_call_that_nobody_waits_for_goes_on_and_counts_until_it_is_over(
         held.go.set()
         await until(lambda: counted(plane, "alice") == 0)
         assert plane.triton.cancelled == 0
+
+
+async def test_who_waited_until_there_was_time_is_admitted_anew() -> None:
+    held = Held()
+    async with data_plane() as plane:
+        plane.triton.answer = held.answer
+        calls = [asyncio.ensure_future(failure_or_answer(plane.infer())) for _ in range(UNTRIED + 4)]
+        await until(lambda: len(plane.triton.requests) == UNTRIED)
+        await until(lambda: plane.forwarder._under_way.requests.inside > (UNTRIED + 4) * CALL_COST)
+        plane.grants.clear()
+        held.go.set()
+        errors = [each for each in await asyncio.gather(*calls) if isinstance(each, grpc.aio.AioRpcError)]
+        assert [error_info(error).reason for error in errors] == ["PERMISSION_DENIED"] * 4
+        assert (len(plane.triton.requests), plane.forwarder.under_way) == (UNTRIED, 0)
+
+
+async def test_requests_that_were_given_up_take_room_from_others_where_they_are_as_much_as_may_be_under_way() -> None:
+    held, one = Held(), CALL_COST + len(infer_request().SerializeToString())
+    async with data_plane(window=SMALL._replace(capacity=4 * one)) as plane:
+        plane.triton.answer = held.answer
+        for user in users(plane, 2):
+            await asyncio.gather(*(failure(plane.infer(user=user, timeout=0.3)) for _ in range(4)))
+        await until(lambda: plane.forwarder.under_way == 8 * one)
+        assert plane.forwarder._under_way.requests.inside == 4 * one
+        held.go.set()
+        await until(lambda: plane.forwarder.under_way == 0)
 
 
 async def test_one_that_goes_on_for_too_long_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
