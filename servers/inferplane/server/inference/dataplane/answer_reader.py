@@ -7,8 +7,6 @@ several copies, so many at once hold up everybody.
 import asyncio
 from functools import partial
 
-import grpc
-
 from inferplane.server.fairness import FairGate, Presence
 from inferplane.server.inference.dataplane.at_triton import CallsAtTriton
 from inferplane.server.inference.dataplane.known_answers import LARGE, KnownAnswers
@@ -79,7 +77,7 @@ class AnswerReader:
                 data = await self._as_it_comes(body, timeout)
             else:
                 data = await self._in_turn(body, known, place, timeout)
-        except grpc.aio.AioRpcError as error:
+        except Exception as error:
             if size := refused_size(error):
                 known.was_refused(caller, size)
             raise
