@@ -253,9 +253,9 @@ async def test_calls_that_are_cancelled_while_their_answers_are_made_leave_trito
                     outcomes["cancelled"] += 1
 
         # It keeps the memory that so many calls at once need, and uses it again.
-        await asyncio.gather(*(ask(time.monotonic() + SECONDS) for _ in range(8)))
+        await asyncio.gather(*(ask(time.monotonic() + SECONDS / 2) for _ in range(8)))
         grown = growth(pid)
-        await asyncio.gather(*(ask(time.monotonic() + 2 * SECONDS) for _ in range(8)))
+        await asyncio.gather(*(ask(time.monotonic() + SECONDS) for _ in range(8)))
     print(f"{grown() // MIB} MiB more at most; {dict(outcomes)}")
     growing_up.refresh()
     assert growing_up.pids["triton"] == pid

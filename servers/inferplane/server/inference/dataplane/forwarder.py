@@ -28,8 +28,8 @@ from inferplane.server.inference.triton_link import TritonLink, from_triton
 
 __all__ = ["Forwarder"]
 
-FINISHING = 5.0
-"""Seconds."""
+FINISHING = 2.0
+"""Seconds; the supervisor kills a worker that takes five more than `drain_grace` to end."""
 
 DecodedT = TypeVar("DecodedT")
 
