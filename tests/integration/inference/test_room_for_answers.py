@@ -100,6 +100,18 @@ async def test_who_waits_counts_for_what_is_known_by_then() -> None:
         await asyncio.gather(*calls)
 
 
+async def test_after_a_stall_the_next_calls_are_let_in() -> None:
+    """Those that were given up have no answer in Triton, and hold no room for one."""
+    held = Held()
+    async with data_plane(window=Window(answers_each=2 * UNKNOWN)) as plane:
+        plane.triton.answer = held.answer
+        await asyncio.gather(*(failure(plane.infer(timeout=0.2)) for _ in range(10)))
+        await until(lambda: plane.forwarder._under_way.answers.inside == 0)
+        plane.triton.answer = echo
+        await asyncio.gather(*(plane.infer(timeout=1) for _ in range(10)))
+        held.go.set()
+
+
 async def test_who_leaves_while_waiting_for_room_for_answers_counts_for_nothing() -> None:
     held = Held()
     async with data_plane(window=Window(answers_each=UNKNOWN)) as plane:

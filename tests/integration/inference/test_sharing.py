@@ -53,6 +53,18 @@ async def test_no_more_waits_of_all_callers_than_may() -> None:
         await asyncio.gather(*calls)
 
 
+async def test_a_call_that_nobody_waits_for_is_ended() -> None:
+    held = Held()
+    async with data_plane() as plane:
+        plane.triton.answer = held.answer
+        await failure(plane.infer(timeout=0.2))
+        await until(lambda: plane.triton.cancelled == 1)
+        left = asyncio.ensure_future(plane.infer())
+        await until(partial(has_asked, plane, 2))
+        left.cancel()
+        await until(lambda: plane.triton.cancelled == 2)
+
+
 async def test_a_call_that_nobody_waits_for_goes_on_and_counts_until_it_is_over() -> None:
     held, one = Held(), CALL_COST + len(infer_request().SerializeToString())
     async with data_plane() as plane:
@@ -94,18 +106,6 @@ async def test_requests_that_were_given_up_take_room_from_others_where_they_are_
         await until(lambda: plane.forwarder.under_way == 0)
 
 
-async def test_one_that_goes_on_for_too_long_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(at_triton, "GOES_ON", 0.2)
-    held = Held()
-    async with data_plane() as plane:
-        plane.triton.answer = held.answer
-        left = asyncio.ensure_future(plane.infer())
-        await until(partial(has_asked, plane, 1))
-        left.cancel()
-        await until(lambda: plane.triton.cancelled == 1)
-        await until(lambda: counted(plane, "alice") == 0)
-
-
 async def test_beyond_what_may_wait_a_call_is_refused_at_once_and_told_when_to_come_back() -> None:
     held = Held()
     async with data_plane(window=SMALL) as plane:
@@ -124,7 +124,7 @@ async def test_beyond_what_may_wait_a_call_is_refused_at_once_and_told_when_to_c
         await asyncio.gather(*calls)
 
 
-async def test_calls_whose_clients_left_while_they_waited_are_not_sent() -> None:
+async def test_calls_whose_clients_left_do_not_make_the_next_one_wait() -> None:
     held = Held()
     async with data_plane(window=SMALL) as plane:
         plane.triton.answer = held.answer
@@ -133,8 +133,8 @@ async def test_calls_whose_clients_left_while_they_waited_are_not_sent() -> None
         for call in calls:
             call.cancel()
         await until(lambda: not plane.server.calls._calls)
-        held.go.set()
-        await plane.infer(timeout=2)
+        plane.triton.answer = echo
+        await plane.infer(timeout=2 * at_triton.GOES_ON)
         assert len(plane.triton.requests) == 5
 
 
@@ -165,6 +165,18 @@ async def test_calls_that_are_given_up_count_beside_those_that_are_not() -> None
         await until(lambda: counted(plane, "alice") == 0)
 
 
+async def test_what_triton_refuses_frees_no_place_of_calls_that_were_given_up() -> None:
+    held = Held()
+    async with data_plane(window=SMALL) as plane:
+        plane.triton.answer = held.answer
+        await failure(plane.infer(timeout=0.2))
+        plane.triton.answer = lambda _request: grpc.StatusCode.INVALID_ARGUMENT
+        await failure(plane.infer())
+        assert counted(plane, "alice") == CALL_COST + len(infer_request().SerializeToString())
+        held.go.set()
+        await until(lambda: counted(plane, "alice") == 0)
+
+
 async def test_calls_that_one_gave_up_take_no_room_from_others() -> None:
     held = Held()
     async with data_plane(window=SMALL._replace(capacity=4 * CALL_COST + 400)) as plane:
@@ -175,6 +187,17 @@ async def test_calls_that_one_gave_up_take_no_room_from_others() -> None:
         assert counted(plane, "alice") == 4 * (CALL_COST + len(infer_request().SerializeToString()))
         plane.triton.answer = echo
         await plane.infer(user="bob", timeout=1)
+        held.go.set()
+
+
+async def test_the_place_of_a_call_that_was_given_up_is_free_before_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(at_triton, "GOES_ON", 0.3)
+    held = Held()
+    async with data_plane(window=SMALL) as plane:
+        plane.triton.answer = held.answer
+        await failure(plane.infer(timeout=0.2))
+        assert counted(plane, "alice") > 0
+        await until(lambda: counted(plane, "alice") == 0)
         held.go.set()
 
 

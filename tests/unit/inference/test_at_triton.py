@@ -26,6 +26,7 @@ class Triton:
     def __init__(self) -> None:
         self.at_triton = CallsAtTriton()
         self.known = KnownAnswers("digest")
+        self.known.came(ALICE, UNKNOWN)
         self.under_way = UnderWay(Window(answers=1 << 40, answers_each=1 << 40), Presence())
         self.go = asyncio.Event()
         self.open = self.most = self.over = 0
@@ -97,6 +98,12 @@ async def test_who_ends_waits_for_those_that_go_on(triton: Triton) -> None:
     await triton.too_late(caller=BOB)
     await triton.at_triton.finish(0.05)
     assert triton.open == 1
+    triton.go.set()
+
+
+async def test_of_whom_nothing_is_known_it_has_no_room_for_an_answer(triton: Triton) -> None:
+    await triton.too_late(caller=BOB)
+    assert (triton.open, triton.under_way.answers.inside) == (1, 0)
     triton.go.set()
 
 

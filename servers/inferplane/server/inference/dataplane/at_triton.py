@@ -22,7 +22,7 @@ from inferplane.server.tasks import start_task
 
 __all__ = ["CallsAtTriton"]
 
-GOES_ON = 5.0
+GOES_ON = 2.0
 """Seconds for which a call goes on that nobody waits for, unless its answer has begun to come: of calls that last as
 long, few can be cancelled, and hardly one just when it ends."""
 UNTRIED = 8
@@ -139,7 +139,7 @@ class CallsAtTriton:
             place.leave()
             raise InferplaneError(ErrorReason.ERROR_REASON_DEADLINE_EXCEEDED)
         calls = self._of(known, place.caller)
-        is_tried = not calls.has_time(now, deadline)
+        is_tried = not (calls.open or calls.has_time(now, deadline))
         calls.open += 1
         task = start_task(self._run(ask(deadline - now + GOES_ON), calls, calls.open, place))
         if is_tried:
@@ -149,6 +149,9 @@ class CallsAtTriton:
             answer = await in_time(asyncio.shield(task), deadline)
         except BaseException:
             if not task.done():
+                if not known.knows(place.caller):
+                    # A room that is only guessed would keep his next calls out; so many of these are bounded.
+                    place.has_no_answer()
                 self._let_go_on(task, calls, place)
             raise
         calls.in_time()

@@ -69,6 +69,10 @@ class KnownAnswers:
         """Whether enough have come, and none of them was large."""
         return self._count >= ENOUGH and self._were_small
 
+    def knows(self, caller: str) -> bool:
+        """Whether he has had one."""
+        return caller in self._had
+
     def expected(self, caller: str) -> int:
         """How large his next one is likely to be, in bytes, where the last were large; else 0."""
         had = self._had.get(caller)

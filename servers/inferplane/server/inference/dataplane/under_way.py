@@ -51,6 +51,12 @@ class Place:
             self._under_way.requests.make_room(self._request)
             self._under_way.beyond += self._request
 
+    def has_no_answer(self) -> None:
+        """It counts for none any more."""
+        if self._answer:
+            self._under_way.answers.leave(self.caller, self._answer)
+            self._answer = 0
+
     def leave(self) -> None:
         """Triton has nothing of it any more."""
         if self._has_room:
@@ -58,8 +64,7 @@ class Place:
             self._under_way.requests.settle(self.caller, self._request)
         else:
             self._under_way.requests.leave(self.caller, self._request)
-        if self._answer:
-            self._under_way.answers.leave(self.caller, self._answer)
+        self.has_no_answer()
 
 
 class UnderWay:
